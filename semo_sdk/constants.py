@@ -1,0 +1,40 @@
+"""Physical constants, each derived once from the one before, with its unit.
+
+No other file may spell these numbers: audio, video and motion stay in step because they share this arithmetic.
+"""
+
+from __future__ import annotations
+
+
+def exact_div(numerator: int, denominator: int) -> int:
+    """Integer division that refuses a remainder.
+
+    Raises:
+        ValueError: if ``denominator`` does not divide ``numerator``.
+    """
+    if numerator % denominator:
+        raise ValueError(f"{denominator} does not divide {numerator}")
+    return numerator // denominator
+
+
+SAMPLE_RATE = 16_000  # audio samples per second (Whisper's)
+FPS = 25  # video frames per second (paper, Table 4)
+SAMPLES_PER_FRAME = exact_div(SAMPLE_RATE, FPS)  # 640 samples: 40 ms
+
+CHUNK_FRAMES = 16  # motion tokens made by one pass of the generator (paper, section 4.1): 640 ms
+CONTEXT_FRAMES = 8  # previous motion tokens that the generator sees (paper, section 4.1): 320 ms
+FEATURE_FRAMES = CONTEXT_FRAMES + CHUNK_FRAMES  # frames of audio features that go with one pass
+
+MEL_HOP = 160  # samples between mel frames: 10 ms
+MEL_WINDOW = 400  # samples in one mel frame's analysis window: 25 ms
+MEL_BINS = 80  # mel bands of Whisper tiny .. medium
+ENCODER_STRIDE = 2  # mel frames per Whisper feature: 20 ms
+FEATURES_PER_FRAME = exact_div(SAMPLES_PER_FRAME, MEL_HOP * ENCODER_STRIDE)  # 2 Whisper features a video frame
+
+WINDOW_FRAMES = 64  # video frames heard by one pass: a trailing window of 2.56 s
+WINDOW_MELS = exact_div(WINDOW_FRAMES * SAMPLES_PER_FRAME, MEL_HOP)  # 256 mel frames
+# A mel frame ends with the hop that it belongs to (no look-ahead), so the first one reaches back this far:
+MEL_HISTORY = MEL_WINDOW - MEL_HOP  # 240 samples
+WINDOW_SAMPLES = WINDOW_FRAMES * SAMPLES_PER_FRAME + MEL_HISTORY  # 41 200 samples into the audio graph
+
+IMAGE_SIZE = 256  # pixels, both sides of the square crop (paper, Table 4)
