@@ -1,1 +1,5 @@
-"""benchmarks"""
+"""Measurements with a hardware fingerprint: ``latency`` (speed), ``lipsync`` (does the mouth follow speech).
+
+Each is a command (``python -m semo_sdk.benchmarks.latency``, or ``semo bench latency``) that prints a table
+and writes JSON.
+"""

@@ -1,0 +1,73 @@
+"""Benchmark results as JSON, and the README's tables made from them.
+
+    python -m semo_sdk.benchmarks.report README.md benchmarks/results/*.json
+
+replaces what stands between ``<!-- latency -->`` and ``<!-- end latency -->`` in the README (``lipsync`` too).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Mean, p50, p95, p99 and number of measurements, rounded to three digits after the point."""
+    array = np.asarray(values, dtype=float)
+    points = np.percentile(array, (50, 95, 99))
+    return {
+        "mean": round(float(array.mean()), 3),
+        **{name: round(float(value), 3) for name, value in zip(("p50", "p95", "p99"), points, strict=True)},
+        "count": len(array),
+    }
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes a result under a temporary name, then renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def update_readme(readme: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """The README's text with the tables of these results between their markers.
+
+    Raises:
+        ValueError: a result's markers are not in the text.
+    """
+    from semo_sdk.benchmarks import latency, lipsync
+
+    writers = {"latency": latency.markdown, "lipsync": lipsync.markdown}
+    for result in results:
+        name = result["benchmark"]
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        body = writers[name](dict(result))
+        readme, count = marked.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", readme)
+        if count != 1:
+            raise ValueError(f"the README has {count} places marked <!-- {name} -->, one is needed")
+    return readme
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: README, then result files."""
+    readme, *results = [Path(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    loaded = [json.loads(path.read_text(encoding="utf-8")) for path in results]
+    readme.write_text(update_readme(readme.read_text(encoding="utf-8"), loaded), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The benchmarks' arithmetic on known answers, and both benchmarks on real input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semo_sdk.benchmarks import mouth, report
+from semo_sdk.benchmarks.lipsync import held_out
+from semo_sdk.benchmarks.sheet import Row, contact_sheet
+from semo_sdk.errors import InputError
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def wave(frames: int = 75, shift: int = 0, seed: int = 3) -> np.ndarray:
+    """A smooth random series like a speaking mouth, `shift` frames late."""
+    noise = np.random.default_rng(seed).standard_normal(frames + 40)
+    smooth = np.convolve(noise, np.hanning(7), mode="same")
+    return smooth[20 - shift : 20 - shift + frames]
+
+
+def test_correlation_of_a_series_with_itself_scaled_and_moved_is_one() -> None:
+    assert mouth.correlation(3 * wave() + 1, wave()) == pytest.approx(1)
+    assert mouth.correlation(-wave(), wave()) == pytest.approx(-1)
+
+
+def test_correlation_ignores_frames_without_a_face() -> None:
+    made = wave().copy()
+    made[10:20] = np.nan
+    assert mouth.correlation(made, wave()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("made", [np.full(75, 0.2), np.full(75, np.nan), wave()[:5]])
+def test_a_still_unseen_or_short_series_correlates_with_nothing(made: np.ndarray) -> None:
+    assert mouth.correlation(made, wave()) == 0
+
+
+@pytest.mark.parametrize("shift", [-5, -2, 0, 3, 5])
+def test_best_lag_finds_a_known_delay(shift: int) -> None:
+    score, lag = mouth.best_lag(wave(shift=shift), wave())
+    assert lag == shift
+    assert score == pytest.approx(1)
+
+
+def test_amplitude_ratio_is_the_ratio_of_deviations() -> None:
+    assert mouth.amplitude_ratio(0.5 * wave() + 9, wave()) == pytest.approx(0.5)
+    assert mouth.amplitude_ratio(wave(), np.ones(75)) == 0
+
+
+def test_loudness_follows_the_volume_frame_by_frame() -> None:
+    pcm = np.repeat(np.array([0.0, 0.5, 1.0], np.float32), 640)
+    assert mouth.loudness(np.concatenate([pcm, pcm[:100]]), 640) == pytest.approx([0, 0.5, 1])
+
+
+def test_the_head_of_a_moving_photo_is_followed() -> None:
+    from PIL import Image
+
+    photo = Image.open(EXAMPLES / "portrait.jpg").convert("RGB")
+    moved = [
+        np.asarray(photo.transform(photo.size, Image.Transform.AFFINE, (1, 0, x, 0, 1, 0)))
+        for x in range(-8, 9, 4)
+    ]
+    track = mouth.track_face(moved)
+    still = mouth.track_face([np.asarray(photo)] * 5)
+    assert track.detection_rate == still.detection_rate == 1
+    assert track.head_motion > 10 * still.head_motion
+    steps = np.diff(track.head[:, 0])
+    assert steps == pytest.approx(np.full(4, steps.mean()), rel=0.3)
+
+
+def test_a_video_without_a_face_gives_zeros_not_nan() -> None:
+    track = mouth.track_face([np.zeros((64, 64, 3), np.uint8)] * 12)
+    assert track.detection_rate == track.head_motion == track.roll_deviation == 0
+    assert mouth.amplitude_ratio(track.mouth, wave()) == 0
+
+
+def test_held_out_takes_the_last_files_by_name(tmp_path: Path) -> None:
+    for index in range(20):
+        (tmp_path / f"clip{index:02}.mp4").touch()
+    (tmp_path / "zz.txt").touch()
+    assert [path.stem for path in held_out(tmp_path, (".mp4",), 5, 3)] == ["clip15", "clip17", "clip19"]
+    with pytest.raises(InputError, match="20 files"):
+        held_out(tmp_path, (".mp4",), 60, 21)
+
+
+def test_contact_sheet_shows_each_row(tmp_path: Path) -> None:
+    from PIL import Image
+
+    made = np.full((8, 256, 256, 3), (200, 0, 0), np.uint8)
+    real = np.full((9, 288, 360, 3), (0, 0, 200), np.uint8)
+    row = Row("title", np.full((256, 256, 3), (0, 200, 0), np.uint8), made, real)
+    contact_sheet([row, row], tmp_path / "sheet.png", columns=3, tile=40)
+    colours = {
+        colour
+        for count, colour in Image.open(tmp_path / "sheet.png").getcolors(100_000) or []
+        if count >= 1600
+    }
+    assert {(200, 0, 0), (0, 0, 200), (0, 200, 0)} <= colours
+
+
+def test_percentiles() -> None:
+    assert report.percentiles([1.0, 2.0, 3.0]) == {
+        "mean": 2.0,
+        "p50": 2.0,
+        "p95": 2.9,
+        "p99": 2.98,
+        "count": 3,
+    }
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    report.write_json(tmp_path / "a" / "result.json", {"value": 1})
+    with pytest.raises(TypeError):
+        report.write_json(tmp_path / "a" / "result.json", {"value": object()})
+    assert json.loads((tmp_path / "a" / "result.json").read_text()) == {"value": 1}
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_a_readme_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 places"):
+        report.update_readme("# nothing", [{"benchmark": "lipsync", "pairs_measured": 1, "summary": SUMMARY}])
+
+
+SUMMARY = {
+    name: {"mean": 0.5, "min": 0.25, "max": 0.75}
+    for name in (
+        "correlation",
+        "best_correlation",
+        "mismatched",
+        "loudness",
+        "amplitude_ratio",
+        "head_motion",
+        "head_motion_real",
+        "detection_rate",
+    )
+}
+
+
+def test_readme_tables_are_replaced_between_their_markers() -> None:
+    text = "before\n<!-- lipsync -->\nold\n<!-- end lipsync -->\nafter"
+    new = report.update_readme(text, [{"benchmark": "lipsync", "pairs_measured": 7, "summary": SUMMARY}])
+    assert new.startswith("before\n<!-- lipsync -->\n| 7 held-out pairs | mean | min | max |")
+    assert new.endswith("<!-- end lipsync -->\nafter")
+    assert "old" not in new and "0.25" in new
