@@ -1,7 +1,7 @@
 """Speech: read anything, at any rate, into mono float32 at 16 kHz. Numpy only; files are decoded by ffmpeg.
 
-One resampler serves files, arrays and live streams, so a stream gives bit for bit the samples of the whole file
-however it is cut.
+One resampler serves files, arrays and live streams, so a stream gives bit for bit the samples of the whole
+file however it is cut.
 """
 
 from __future__ import annotations
@@ -36,14 +36,12 @@ BLOCK = 2048  # outputs computed at once: bounds memory, never changes a result
 READ_BYTES = 1 << 20
 
 
-def load_audio(
-    source: str | os.PathLike[str] | bytes | np.ndarray, sample_rate: int | None = None
-) -> np.ndarray:
+def load_audio(source: str | os.PathLike[str] | bytes | np.ndarray, sample_rate: int | None = None) -> np.ndarray:
     """Speech as the models want it.
 
     Args:
-        source: the path or the bytes of any file with sound that ffmpeg reads (its first audio stream), or an array
-            as for :func:`to_mono`.
+        source: the path or the bytes of any file with sound that ffmpeg reads (its first audio stream), or an
+            array as for :func:`to_mono`.
         sample_rate: of an array, in Hz (default 16 000). Files know theirs.
 
     Returns:
@@ -81,8 +79,8 @@ def to_mono(pcm: np.ndarray) -> np.ndarray:
     pcm = np.asarray(pcm)
     if pcm.ndim not in (1, 2) or (pcm.ndim == 2 and not 1 <= pcm.shape[1] <= MAX_CHANNELS):
         raise AudioError(
-            f"audio of shape {pcm.shape}: expected (samples,) or (samples, channels) with at most {MAX_CHANNELS} "
-            "channels; transpose an array that has its channels first"
+            f"audio of shape {pcm.shape}: expected (samples,) or (samples, channels) with at most "
+            f"{MAX_CHANNELS} channels; transpose an array that has its channels first"
         )
     if pcm.dtype == np.uint8:
         samples = (pcm.astype(np.float64) - 128) / 128
@@ -151,16 +149,17 @@ def _no_sound(name: str, complaint: str) -> str:
 class Resampler:
     """Streaming conversion of mono samples to 16 kHz: a windowed sinc, delay-compensated.
 
-    Output sample k is the band-limited input at time k / 16 000 s, so nothing shifts in time; to know the future
-    that the filter needs, output lags by 4 ms (8 ms from 8 kHz) until :meth:`flush`. Any split of the input gives the
-    same output, bit for bit: every sample is one sum over the same taps in the same order.
+    Output sample k is the band-limited input at time k / 16 000 s, so nothing shifts in time; to know the
+    future that the filter needs, output lags by 4 ms (8 ms from 8 kHz) until :meth:`flush`. Any split of the
+    input gives the same output, bit for bit: every sample is one sum over the same taps in the same order.
 
     >>> resampler = Resampler(48_000)
     >>> pieces = [resampler.push(piece) for piece in stream]
     >>> pcm = np.concatenate([*pieces, resampler.flush()])
 
     Args:
-        from_rate: input samples per second, a whole number from 8 000 to 192 000. At 16 000 samples pass unchanged.
+        from_rate: input samples per second, a whole number from 8 000 to 192 000. At 16 000 samples pass
+            unchanged.
 
     Raises:
         AudioError: for another rate.
@@ -196,7 +195,7 @@ class Resampler:
         return self._emit(((self._received - self._half) * self._up - 1) // self._down + 1)
 
     def flush(self) -> np.ndarray:
-        """The last samples, (m,) float32: n inputs give ceil(n * 16 000 / from_rate) in all. Then starts anew."""
+        """The last samples, (m,) float32; starts anew. In all, n inputs give ceil(n * 16 000 / from_rate)."""
         total = -(-self._received * self._up // self._down)
         self._history = np.concatenate([self._history, np.zeros(self._half)])
         self._received += self._half
@@ -247,7 +246,7 @@ def _half_taps(rate: int) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _filter_bank(rate: int, phases: int) -> np.ndarray:
-    """(phases + 1, taps) float64: row p is the filter for an output p / phases input samples after an input."""
+    """(phases + 1, taps) float64: row p filters for an output that lies p / phases samples after an input."""
     half = _half_taps(rate)
     cutoff = ROLLOFF * min(1.0, SAMPLE_RATE / rate)  # over the input's Nyquist frequency
     distance = np.arange(1 - half, half + 1) - np.arange(phases + 1)[:, None] / phases

@@ -1,4 +1,4 @@
-"""One place that starts ffmpeg: argument lists (no shell), local files only, stderr kept for the error message."""
+"""One place that starts ffmpeg: argument lists (no shell), local files only, stderr kept for messages."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _executable() -> str:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
         raise MissingDependencyError(
-            "no ffmpeg was found: reinstall imageio-ffmpeg, which brings one, or set IMAGEIO_FFMPEG_EXE to yours"
+            "no ffmpeg was found: reinstall imageio-ffmpeg, which brings one, or set IMAGEIO_FFMPEG_EXE"
         ) from error
 
 
@@ -118,7 +118,7 @@ def local_file(source: str | os.PathLike[str] | bytes, error: type[InputError]) 
             name = str(path)
         if not path.stat().st_size:
             raise error(f"{name}: empty file")
-        # "file:" keeps names such as "-x.wav" or "concat:..." plain names; a playlist cannot reach the network.
+        # "file:" keeps names such as "concat:..." plain names; a playlist cannot reach the network.
         yield ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}"], name
 
 

@@ -15,8 +15,8 @@ def face_square(points: np.ndarray, scale: float) -> tuple[float, float, float]:
         scale: side of the square in face heights.
 
     Returns:
-        x0, y0, side in pixels: centred on the mesh's bounding box, ``scale`` times as high as that box. May leave
-        the image.
+        x0, y0, side in pixels: centred on the mesh's bounding box, ``scale`` times as high as that box. May
+        leave the image.
     """
     low, high = points[:, :2].min(0).astype(float), points[:, :2].max(0).astype(float)
     side = scale * float(high[1] - low[1])
