@@ -39,7 +39,7 @@ class MotionEncoderGraph(_Graph):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         m = self.model
-        motion = m.encoder(m.whiten(m.to_latents(frames.flatten(0, 1))))
+        motion = m.encoder(m.whiten(m.to_latents(frames.to(m.dtype).flatten(0, 1))))
         return (motion.unflatten(0, (frames.shape[0], frames.shape[1])).float(),)
 
 
@@ -86,7 +86,7 @@ class RenderGraph(_Graph):
         latents, reference_motion = inputs[:2]
         cache = inputs[2] if c.decoder.cache_reference else None
         x = m.render(noise, latents, reference_motion, cache, inputs[-1], steps=c.decoder.steps)
-        return (m.to_frames(x.flatten(0, 1)).unflatten(0, (x.shape[0], x.shape[1])),)
+        return (m.to_frames(x),)
 
 
 def graph_modules(model: SemoModel) -> dict[str, nn.Module]:

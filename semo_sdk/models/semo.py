@@ -38,11 +38,13 @@ class SemoModel(nn.Module):
 
     def to_latents(self, frames: Tensor) -> Tensor:
         """(B, 256, 256, 3) uint8 RGB -> latents (B, C, h, w)."""
-        return self.vae.encode(frames.permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1)
+        # TensorRT takes uint8 only where it is cast at once.
+        return self.vae.encode(frames.to(self.dtype).permute(0, 3, 1, 2) / 127.5 - 1)
 
     def to_frames(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> (B, 256, 256, 3) uint8 RGB."""
-        image = self.vae.decode(latents).float().permute(0, 2, 3, 1)
+        """Latents (..., C, h, w) -> (..., 256, 256, 3) uint8 RGB."""
+        image = self.vae.decode(latents.flatten(0, -4)).float().permute(0, 2, 3, 1)
+        image = image.unflatten(0, latents.shape[:-3])
         return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def render(
