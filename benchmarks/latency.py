@@ -34,8 +34,8 @@ STAGES = ("reference", "audio", "motion", "render")
 LATENCIES = {"quality": 16, "balanced": 8, "low": 4}  # frames of the first pass
 WARM_UP_SECONDS = 2.0
 
-# Runs in a fresh process: prints one JSON line. Peak memory is the kernel's own high-water mark of the process,
-# and of its largest child (ffmpeg).
+# Runs in a fresh process: prints one JSON line. Peak memory is the kernel's own high-water mark of the
+# process, and of its largest child (ffmpeg).
 PROBE = """
 import json, resource, sys, time
 start = time.perf_counter()

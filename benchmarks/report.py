@@ -2,7 +2,7 @@
 
     python -m semo_sdk.benchmarks.report README.md benchmarks/results/*.json
 
-replaces what stands between ``<!-- latency -->`` and ``<!-- end latency -->`` in the README (``lipsync`` too).
+replaces what stands between ``<!-- latency -->`` and ``<!-- end latency -->`` in the README; ``lipsync`` too.
 """
 
 from __future__ import annotations

@@ -75,9 +75,7 @@ def diagnose() -> dict[str, Any]:
     report["bundle"] = _bundle()
     report["missing"] = {name: extra for name, extra in PACKAGES.items() if name not in report["packages"]}
     report["ok"] = bool(
-        any(backend["ok"] for backend in report["backends"])
-        and report["ffmpeg"]["ok"]
-        and report["bundle"]["ok"]
+        any(backend["ok"] for backend in report["backends"]) and report["ffmpeg"]["ok"] and report["bundle"]["ok"]
     )
     return report
 
@@ -107,9 +105,7 @@ def render(report: dict[str, Any]) -> str:
     ]
     lines += [
         "",
-        "`semo animate` works here."
-        if report["ok"]
-        else "`semo animate` cannot work here: see the lines with 'no'.",
+        "`semo animate` works here." if report["ok"] else "`semo animate` cannot work here: see the lines with 'no'.",
     ]
     return "\n".join(lines)
 
@@ -162,9 +158,7 @@ def _gpus() -> list[dict[str, Any]]:
         output = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [
-        [cell.strip() for cell in line.split(",")] for line in output.splitlines() if line.count(",") == 3
-    ]
+    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines() if line.count(",") == 3]
     keys = ("name", "memory_mib", "driver", "compute_capability")
     return [dict(zip(keys, row, strict=True)) for row in rows]
 
@@ -177,7 +171,7 @@ def _backends() -> list[dict[str, Any]]:
             "name": backend.name,
             "ok": backend.available,
             "devices": list(backend.devices),
-            "detail": backend.reason if not backend.available else f"{', '.join(backend.devices)}",
+            "detail": backend.reason + (f" ({', '.join(backend.devices)})" if backend.devices else ""),
         }
         for backend in available_backends()
     ]
