@@ -41,7 +41,7 @@ class MotionEncoder(nn.Module):
         x = self.embed(patchify(latents, self.patch)) + self.position.to(latents.dtype)
         if mask_ratio > 0:
             x = drop_patches(x, mask_ratio)
-        tokens = self.tokens.to(x.dtype).expand(len(x), -1, -1)
+        tokens = self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)
         x = torch.cat([tokens, x], dim=1)
         for block in self.blocks:
             x = block(x)
