@@ -1,0 +1,358 @@
+"""Animator: one portrait, ready to speak. The front door of the package."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from semo_sdk.backends import load_engines
+from semo_sdk.bundle import Bundle
+from semo_sdk.clip import Clip, fit_audio
+from semo_sdk.config import SemoConfig
+from semo_sdk.constants import CHUNK_FRAMES, SAMPLES_PER_FRAME
+from semo_sdk.driving import Driver, face_crops
+from semo_sdk.errors import AudioError
+from semo_sdk.media.audio import load_audio
+from semo_sdk.media.image import Portrait, find_portrait, load_image
+from semo_sdk.motion import Motion
+from semo_sdk.pipeline.graphs import Graphs
+from semo_sdk.pipeline.motion import encode_motion
+from semo_sdk.pipeline.reference import Reference, encode_reference
+from semo_sdk.pipeline.render import render
+from semo_sdk.pipeline.state import StreamState
+from semo_sdk.pipeline.stream import Chunk, drain, frames_in, plan, step
+from semo_sdk.session import Session
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture = str | os.PathLike[str] | bytes | Image | np.ndarray | Portrait
+
+__all__ = ["Animator", "Clip"]
+
+log = logging.getLogger(__name__)
+
+Sound = str | os.PathLike[str] | bytes | np.ndarray
+
+
+class Animator:
+    """Makes a portrait speak.
+
+    >>> Animator("portrait.jpg").from_audio("speech.wav").save("talking.mp4")      # a file
+    >>> with Animator("portrait.jpg").session(latency="low") as session: ...         # live
+
+    Finding the face and opening the engines happens here, so that bad input fails at once; graphs are compiled when
+    they are first needed.
+
+    Any number of sessions and clips may run on one animator at once, also in threads: they share one copy of the
+    weights, take turns graph by graph, and do not influence each other.
+
+    Args:
+        portrait: path, bytes, PIL image or (H, W, 3) uint8 RGB array of a photo with a face, or a
+            :class:`~semo_sdk.Portrait` that is already cropped.
+        bundle: folder of a bundle, name of the embedded one, or an open :class:`~semo_sdk.Bundle`.
+        backend: ``"auto"``, ``"openvino"``, ``"onnxruntime"`` or ``"torch"``.
+        precision: ``"auto"``, ``"fp32"`` or ``"fp16"``.
+        face_index: which face, when the photo has several: 0 is the largest.
+        crop_scale: side of the square crop in face heights; the model was trained around 2.
+        threads: CPU threads of the engines; None lets the backend choose.
+
+    Raises:
+        ImageError: not a usable photo (``NoFaceError``, ``FaceTooSmallError``, ``AmbiguousFaceError``).
+        BundleError: no such bundle, or a damaged one.
+        BackendUnavailableError: the backend cannot run here; the message names what is missing.
+        ConfigError: an impossible setting.
+    """
+
+    def __init__(
+        self,
+        portrait: Picture,
+        *,
+        bundle: str | Path | Bundle = "semo-tiny",
+        backend: str = "auto",
+        precision: str = "auto",
+        face_index: int | None = None,
+        crop_scale: float = 2.0,
+        threads: int | None = None,
+    ) -> None:
+        opened = Bundle.open(bundle)
+        found = _find(portrait, face_index, crop_scale)
+        engines = load_engines(opened, backend=backend, precision=precision, threads=threads)
+        self._init(found, Graphs(engines, opened.config), owner=True)
+        log.info("portrait %s, model %s on %s", self.portrait.photo.shape, opened.config.name, engines)
+
+    def _init(self, portrait: Portrait, graphs: Graphs, *, owner: bool) -> None:
+        self.portrait = portrait
+        self.graphs = graphs
+        self._owner = owner
+        self._lock = threading.Lock()
+        self._reference: Reference | None = None
+        self._warm: set[str] = set()  # latencies
+
+    @classmethod
+    def from_graphs(cls, portrait: Portrait, graphs: Graphs) -> Animator:
+        """An animator on engines that exist already, for example fakes in tests. Closing it leaves them open."""
+        animator = cls.__new__(cls)
+        animator._init(portrait, graphs, owner=False)
+        return animator
+
+    def with_portrait(self, portrait: Picture, *, face_index: int | None = None, crop_scale: float = 2.0) -> Animator:
+        """Another portrait on the same engines: no second copy of the weights.
+
+        Closing the new animator leaves the engines open; closing this one closes them for both.
+
+        Raises:
+            ImageError: not a usable photo.
+        """
+        return Animator.from_graphs(_find(portrait, face_index, crop_scale), self.graphs)
+
+    @property
+    def config(self) -> SemoConfig:
+        """The model's config."""
+        return self.graphs.config
+
+    @property
+    def backend(self) -> str:
+        """What runs the graphs: ``"openvino"``, ``"onnxruntime"``, ``"torch"``."""
+        return self.graphs.backend
+
+    @property
+    def precision(self) -> str:
+        """Precision of the engines."""
+        return self.graphs.precision
+
+    @property
+    def reference(self) -> Reference:
+        """What the model keeps of the portrait. Computed once, at first need."""
+        with self._lock:
+            if self._reference is None:
+                self._reference = encode_reference(self.graphs, self.portrait.crop)
+            return self._reference
+
+    def warm_up(self, latency: str = "quality") -> None:
+        """Compiles the speaking graphs and runs them once; :meth:`session` does it, once for each latency.
+
+        Raises:
+            ConfigError: an impossible latency.
+            EngineError: the engine failed.
+        """
+        silence = np.zeros(1, np.float32)
+        step(self.graphs, self.reference, self._start(latency, 0, None).push(silence))
+        self._warm.add(latency)
+
+    def session(self, latency: str = "quality", seed: int = 0, expressiveness: float | None = None) -> Session:
+        """A live session for speech of unknown length.
+
+        The first session of each latency takes some seconds to open: the graphs are compiled here, so that the first
+        chunk is not late.
+
+        Args:
+            latency: speech needed for a chunk: ``"quality"`` 640 ms, ``"balanced"`` 320 ms, ``"low"`` 160 ms. A
+                shorter one costs more passes a second, and lips know less of what follows.
+            seed: 0 to 2**64 - 1; same seed, same frames.
+            expressiveness: how strongly the speech moves the face, 0 to 10 (classifier-free guidance; 1 = off);
+                None takes the model's own.
+
+        Raises:
+            ConfigError: an impossible setting.
+            EngineError: the engine failed.
+        """
+        start = self._start(latency, seed, expressiveness)
+        if latency not in self._warm:
+            self.warm_up(latency)
+        return Session(self.graphs, self.reference, start)
+
+    def resume(self, state: StreamState) -> Session:
+        """A session that goes on from ``session.state``, with the same frames as if it had never stopped.
+
+        Raises:
+            InputError: the state belongs to another model.
+        """
+        return Session(self.graphs, self.reference, state.check(self.config))
+
+    def stream(
+        self,
+        audio: Sound,
+        *,
+        sample_rate: int | None = None,
+        latency: str = "quality",
+        seed: int = 0,
+        expressiveness: float | None = None,
+    ) -> Iterator[Chunk]:
+        """Chunks of a whole piece of speech, each as soon as it is made. Arguments as :meth:`from_audio`."""
+        return iter(
+            self.from_audio(audio, sample_rate=sample_rate, latency=latency, seed=seed, expressiveness=expressiveness)
+        )
+
+    def from_audio(
+        self,
+        audio: Sound,
+        *,
+        sample_rate: int | None = None,
+        latency: str = "quality",
+        seed: int = 0,
+        expressiveness: float | None = None,
+    ) -> Clip:
+        """A video of the portrait speaking: ``ceil(samples / 640)`` frames at 16 kHz and 25 frames a second.
+
+        Args:
+            audio: path or bytes of anything with sound that ffmpeg reads, or (n,) or (n, channels) samples: float in
+                [-1, 1] or integers of full scale.
+            sample_rate: of an array, in Hz (default 16 000); files know theirs.
+            latency, seed, expressiveness: as :meth:`session`; with the same ones a live session gives the same frames.
+
+        Returns:
+            The clip. Its frames are made when it is saved or iterated.
+
+        Raises:
+            AudioError: not usable as speech.
+            ConfigError: an impossible setting.
+        """
+        pcm = load_audio(audio, sample_rate)
+        start = self._start(latency, seed, expressiveness).push(pcm)
+        frames = frames_in(len(pcm))
+        return Clip(
+            portrait=self.portrait,
+            frames=frames,
+            chunks=lambda: drain(self.graphs, self.reference, start),
+            motion=lambda: self._speak(start),
+            audio=fit_audio(pcm, frames),
+        )
+
+    def reenact(
+        self,
+        video: Driver,
+        *,
+        relative: bool = True,
+        face_index: int | None = None,
+        crop_scale: float = 2.0,
+    ) -> Clip:
+        """The portrait moves as the face in a video does (the paper's first task).
+
+        The video is read and encoded now, its motion is then in ``clip.motion``; the frames are made when the clip is
+        saved or iterated. The video's sound, if any, goes with them.
+
+        Args:
+            video: path or bytes of a video of one face, or its frames: (H, W, 3) uint8 RGB arrays at 25 a second.
+            relative: add the face's movement since the first frame to the portrait's own pose, so that the portrait
+                starts as it is in the photo. False takes over the pose itself.
+            face_index, crop_scale: of the face in the video, as for the portrait.
+
+        Raises:
+            VideoError: not a video, or without frames.
+            NoFaceError: no face at the start of it.
+            EngineError: the engine failed.
+        """
+        motion = self.encode_motion(video, face_index=face_index, crop_scale=crop_scale)
+        if relative:
+            motion = motion.retarget(self.reference.motion[0])
+        return self.render_motion(motion, _sound_of(video))
+
+    def encode_motion(
+        self,
+        video: Driver,
+        *,
+        face_index: int | None = None,
+        crop_scale: float = 2.0,
+    ) -> Motion:
+        """Motion tokens of a video of one face, to be saved, edited, or rendered on any portrait.
+
+        Arguments and errors as :meth:`reenact`.
+        """
+        tokens = [
+            encode_motion(self.graphs, crops[None])[0]
+            for crops in face_crops(video, CHUNK_FRAMES, face_index=face_index, crop_scale=crop_scale)
+        ]
+        return Motion(np.concatenate(tokens), self.config.name)
+
+    def render_motion(
+        self, motion: Motion | np.ndarray, audio: Sound | None = None, *, sample_rate: int | None = None
+    ) -> Clip:
+        """The portrait moved by motion tokens.
+
+        Args:
+            motion: tokens of this model; an array is (n, D) float.
+            audio: as for :meth:`from_audio`; cut, or filled up with silence, to the length of the motion.
+            sample_rate: of an array, in Hz.
+
+        Raises:
+            MotionError: tokens of another model, or not tokens at all.
+            AudioError: not usable as sound.
+        """
+        checked = (motion if isinstance(motion, Motion) else Motion(motion, self.config.name)).check(self.config)
+        frames = len(checked)
+        sound = None if audio is None else fit_audio(load_audio(audio, sample_rate), frames)
+        return Clip(
+            portrait=self.portrait,
+            frames=frames,
+            chunks=lambda: self._draw(checked.tokens, sound),
+            motion=lambda: checked,
+            audio=sound,
+        )
+
+    def close(self) -> None:
+        """Frees the engines; calling it twice is fine. Clips and sessions that are still used get an EngineError."""
+        if self._owner:
+            self.graphs.close()
+
+    def __enter__(self) -> Animator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        height, width = self.portrait.photo.shape[:2]
+        return (
+            f"Animator(photo={width}x{height}, model={self.config.name!r}, backend={self.backend!r}, "
+            f"precision={self.precision!r})"
+        )
+
+    def _start(self, latency: str, seed: int, expressiveness: float | None) -> StreamState:
+        return StreamState.start(
+            self.config, self.reference.motion[0], latency=latency, seed=seed, guidance=expressiveness
+        )
+
+    def _speak(self, state: StreamState) -> Motion:
+        """Motion of all pending speech, without drawing."""
+        tokens = []
+        while len(state.pending):
+            made, state = plan(self.graphs, self.reference, state)
+            tokens.append(made.tokens[: made.count])
+        return Motion(np.concatenate(tokens), self.config.name)
+
+    def _draw(self, tokens: np.ndarray, sound: np.ndarray | None) -> Iterator[Chunk]:
+        """Frames of given tokens, with their sound or silence."""
+        reference = self.reference
+        for number, start in enumerate(range(0, len(tokens), CHUNK_FRAMES)):
+            part = tokens[start : start + CHUNK_FRAMES]
+            frames = render(self.graphs, reference, part[None], seed=0, pass_index=number)[0]
+            samples = slice(start * SAMPLES_PER_FRAME, (start + len(part)) * SAMPLES_PER_FRAME)
+            audio = np.zeros(len(part) * SAMPLES_PER_FRAME, np.float32) if sound is None else sound[samples]
+            yield Chunk(frames, audio, part, start)
+
+
+def _find(portrait: Any, face_index: int | None, crop_scale: float) -> Portrait:
+    if isinstance(portrait, Portrait):
+        return portrait
+    return find_portrait(load_image(portrait), face_index=face_index, crop_scale=crop_scale)
+
+
+def _sound_of(video: Driver) -> np.ndarray | None:
+    """A video file's sound, None if it has none."""
+    if not isinstance(video, str | os.PathLike | bytes):
+        return None
+    try:
+        return load_audio(video)
+    except AudioError as error:
+        log.info("%s; the clip will be silent", error)
+        return None

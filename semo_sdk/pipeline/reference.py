@@ -1,0 +1,53 @@
+"""portrait -> Reference: run once per portrait, used by every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from semo_sdk.constants import IMAGE_SIZE
+from semo_sdk.errors import ImageError
+from semo_sdk.pipeline.graphs import Graphs
+
+__all__ = ["Reference", "encode_reference"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What the model keeps of one portrait.
+
+    Attributes:
+        arrays: outputs of the ``reference`` graph by name: ``latents`` (B, c, s, s) float32, ``reference_motion``
+            (B, 1, D) float32 and, for models with a reference cache, ``cache``.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def motion(self) -> np.ndarray:
+        """(B, 1, D) float32 motion token of the portrait itself."""
+        return self.arrays["reference_motion"]
+
+    def __repr__(self) -> str:
+        return f"Reference({', '.join(f'{name}={value.shape}' for name, value in self.arrays.items())})"
+
+
+def encode_reference(graphs: Graphs, image: np.ndarray) -> Reference:
+    """Runs the ``reference`` graph.
+
+    Args:
+        graphs: the model.
+        image: (256, 256, 3) uint8 RGB crop of the portrait, or a batch (B, 256, 256, 3) of them.
+
+    Raises:
+        ImageError: another shape or dtype.
+        EngineError: the engine failed.
+    """
+    batch = image[None] if image.ndim == 3 else image
+    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        raise ImageError(
+            f"the portrait's crop must be ({IMAGE_SIZE}, {IMAGE_SIZE}, 3) uint8 RGB, got {image.shape} {image.dtype}"
+        )
+    return Reference(graphs("reference", {"image": np.ascontiguousarray(batch)}))

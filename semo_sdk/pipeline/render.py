@@ -1,0 +1,54 @@
+"""Reference + motion tokens -> frames (the paper's motion decoder, section 3.1)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from semo_sdk.config import SemoConfig
+from semo_sdk.constants import CHUNK_FRAMES
+from semo_sdk.pipeline.graphs import Graphs
+from semo_sdk.pipeline.noise import normal
+from semo_sdk.pipeline.reference import Reference
+
+__all__ = ["launch_size", "render"]
+
+
+def launch_size(config: SemoConfig, frames: int) -> int:
+    """Frames in the launch that makes ``frames`` (at most 16) frames: a whole number of temporal windows."""
+    window = config.decoder.temporal_window
+    return min(-(-frames // window), CHUNK_FRAMES // window) * window
+
+
+def render(graphs: Graphs, reference: Reference, motion: np.ndarray, *, seed: int, pass_index: int) -> np.ndarray:
+    """Runs the ``render`` graph, in as many launches as it takes.
+
+    Args:
+        graphs: the model.
+        reference: of B portraits.
+        motion: (B, n, D) float32 tokens, any n >= 1. Frames attend to each other within the decoder's temporal
+            window, counted from the first token here; the last window is filled up with the last token.
+        seed: of the noise, for models that start from noise.
+        pass_index: number of the pass, for that noise.
+
+    Returns:
+        (B, n, 256, 256, 3) uint8 RGB.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    config, (batch, count, _) = graphs.config, motion.shape
+    size = launch_size(config, min(count, CHUNK_FRAMES))
+    short = -count % size
+    filled = np.concatenate([motion, np.repeat(motion[:, -1:], short, axis=1)], axis=1) if short else motion
+    noise = None
+    if config.needs_noise:
+        shape = (batch, count + short, config.latent_channels, config.latent_size, config.latent_size)
+        noise = normal(shape, seed=seed, pass_index=pass_index, stream="render")
+    pieces = []
+    for start in range(0, count + short, size):
+        part = slice(start, start + size)
+        feeds = {**reference.arrays, "motion": np.ascontiguousarray(filled[:, part])}
+        if noise is not None:
+            feeds["noise"] = np.ascontiguousarray(noise[:, part])
+        pieces.append(graphs("render", feeds)["frames"])
+    return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1))[:, :count]

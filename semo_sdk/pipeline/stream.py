@@ -1,0 +1,144 @@
+"""The streaming loop: sound in, frames with their sound out, one pass at a time.
+
+Offline is the same loop over all of the sound, so both give the same frames, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FPS, SAMPLES_PER_FRAME
+from semo_sdk.pipeline.features import encode_audio, extend_window
+from semo_sdk.pipeline.graphs import Graphs
+from semo_sdk.pipeline.motion import generate_motion
+from semo_sdk.pipeline.noise import normal
+from semo_sdk.pipeline.reference import Reference
+from semo_sdk.pipeline.render import launch_size, render
+from semo_sdk.pipeline.state import StreamState
+
+__all__ = ["Chunk", "Plan", "drain", "frames_in", "plan", "step"]
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some frames and exactly the sound that belongs to them.
+
+    Attributes:
+        frames: (n, 256, 256, 3) uint8 RGB.
+        audio: (n * 640,) float32 mono 16 kHz in [-1, 1]; zeros fill up the very last frame of the speech.
+        motion: (n, D) float32 motion tokens of the frames.
+        index: number of the first frame, from 0.
+    """
+
+    frames: np.ndarray
+    audio: np.ndarray
+    motion: np.ndarray
+    index: int
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def start_time(self) -> float:
+        """When the first frame is shown, in seconds."""
+        return self.index / FPS
+
+    @property
+    def duration(self) -> float:
+        """Seconds that the chunk lasts."""
+        return len(self) / FPS
+
+    def __repr__(self) -> str:
+        return f"Chunk(start_time={self.start_time:.2f} s, duration={self.duration:.2f} s, frames={self.frames.shape})"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What one pass decided, before anything is drawn.
+
+    Attributes:
+        tokens: (16, D) float32 motion tokens for frames ``index`` .. ``index + 15``.
+        count: how many of them are emitted; the others are redone by the next pass.
+        audio: (count * 640,) float32 sound of the emitted frames.
+        index: number of the first frame.
+        pass_index: number of the pass.
+    """
+
+    tokens: np.ndarray
+    count: int
+    audio: np.ndarray
+    index: int
+    pass_index: int
+
+
+def frames_in(samples: int) -> int:
+    """Frames that ``samples`` samples at 16 kHz last: 640 each, a part counts as a whole."""
+    return -(-samples // SAMPLES_PER_FRAME)
+
+
+def plan(graphs: Graphs, reference: Reference, state: StreamState) -> tuple[Plan, StreamState]:
+    """Sound -> motion tokens, one pass.
+
+    Takes the next hop of pending sound. If less is pending the speech ends there: silence is assumed after it, and
+    only the frames that hold sound are emitted.
+
+    Returns:
+        The plan, and the state after its emitted frames.
+
+    Raises:
+        ValueError: nothing is pending.
+        EngineError: the engine failed.
+    """
+    if not len(state.pending):
+        raise ValueError("nothing is pending: push sound before a pass")
+    hop_samples = state.hop * SAMPLES_PER_FRAME
+    taken = state.pending[:hop_samples]
+    count = frames_in(len(taken))
+    hop_pcm = np.concatenate([taken, np.zeros(hop_samples - len(taken), np.float32)])
+    dim = state.context.shape[1]
+    tokens = generate_motion(
+        graphs,
+        noise=normal((1, CHUNK_FRAMES, dim), seed=state.seed, pass_index=state.pass_index, stream="motion"),
+        context=state.context[None],
+        reference_motion=reference.motion,
+        features=encode_audio(graphs, extend_window(state.heard, hop_pcm)[None]),
+        available=np.array([state.hop], np.int64),
+        guidance=np.array([state.guidance], np.float32),
+    )[0]
+    audio = hop_pcm[: count * SAMPLES_PER_FRAME]
+    after = replace(
+        state,
+        context=np.concatenate([state.context, tokens[:count]])[-CONTEXT_FRAMES:],
+        heard=extend_window(state.heard, audio),
+        pending=state.pending[len(taken) :],
+        frame_index=state.frame_index + count,
+        pass_index=state.pass_index + 1,
+    )
+    return Plan(tokens, count, audio, state.frame_index, state.pass_index), after
+
+
+def step(graphs: Graphs, reference: Reference, state: StreamState) -> tuple[Chunk, StreamState]:
+    """Sound -> frames, one pass: :func:`plan`, then the frames.
+
+    Returns:
+        The chunk, and the state after it.
+
+    Raises:
+        ValueError: nothing is pending.
+        EngineError: the engine failed.
+    """
+    made, after = plan(graphs, reference, state)
+    # Models whose temporal window is longer than the hop also see the tokens that the next pass will redo.
+    tokens = made.tokens[: max(state.hop, launch_size(graphs.config, state.hop))]
+    frames = render(graphs, reference, tokens[None], seed=state.seed, pass_index=made.pass_index)[0]
+    return Chunk(frames[: made.count], made.audio, made.tokens[: made.count], made.index), after
+
+
+def drain(graphs: Graphs, reference: Reference, state: StreamState) -> Iterator[Chunk]:
+    """All pending sound as chunks, the last one short: the offline loop."""
+    while len(state.pending):
+        chunk, state = step(graphs, reference, state)
+        yield chunk

@@ -1,0 +1,1 @@
+"""Tests: real engines, real ffmpeg, properties rather than examples."""

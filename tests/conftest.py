@@ -1,0 +1,90 @@
+"""Fixtures that all tests share: example inputs, a tiny model with random weights, engines of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semo_sdk.backends import fake_engines
+from semo_sdk.config import AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
+from semo_sdk.constants import IMAGE_SIZE, SAMPLE_RATE
+from semo_sdk.pipeline.graphs import Graphs
+from semo_sdk.pipeline.reference import Reference, encode_reference
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+# semo-tiny's shape (warp prior, one step, DCT), but so small that export and every engine take seconds.
+TINY = SemoConfig(
+    name="tiny-random",
+    vae="patch",
+    encoder=EncoderConfig(hidden=64, layers=1, heads=2),
+    decoder=DecoderConfig(
+        hidden=64,
+        layers=1,
+        heads=2,
+        temporal_window=4,
+        prior="warp",
+        prior_noise=0.0,
+        warp_layers=1,
+        refine_channels=16,
+        steps=1,
+    ),
+    generator=GeneratorConfig(hidden=64, layers=1, heads=2, steps=2, guidance=1.0),
+    audio=AudioConfig(model="random", width=64, heads=2, layers=1),
+)
+
+
+def random_speech(samples: int, *, seed: int = 0) -> np.ndarray:
+    """(samples,) float32 at 16 kHz: noise in bursts, like syllables."""
+    generator = np.random.default_rng(seed)
+    bursts = np.sin(np.arange(samples) * 2 * np.pi * 4 / SAMPLE_RATE) > 0
+    return (generator.uniform(-0.5, 0.5, samples) * bursts).astype(np.float32)
+
+
+def splits(total: int, *, seed: int, largest: int) -> list[slice]:
+    """``range(total)`` in random pieces of 0 to ``largest``."""
+    generator = np.random.default_rng(seed)
+    pieces, start = [], 0
+    while start < total:
+        stop = min(start + int(generator.integers(0, largest + 1)), total)
+        pieces.append(slice(start, stop))
+        start = stop
+    return pieces
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> SemoConfig:
+    """Config of the tiny model."""
+    return TINY
+
+
+@pytest.fixture
+def graphs(tiny_config: SemoConfig) -> Graphs:
+    """The tiny model on fake engines."""
+    return Graphs(fake_engines(tiny_config), tiny_config)
+
+
+@pytest.fixture(scope="session")
+def face_image() -> np.ndarray:
+    """(256, 256, 3) uint8 RGB that stands for a cropped portrait."""
+    return np.random.default_rng(1).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def reference(graphs: Graphs, face_image: np.ndarray) -> Reference:
+    """That portrait, encoded by ``graphs``."""
+    return encode_reference(graphs, face_image)
+
+
+@pytest.fixture(scope="session")
+def portrait_path() -> Path:
+    """A photo of a face of nobody."""
+    return EXAMPLES / "portrait.jpg"
+
+
+@pytest.fixture(scope="session")
+def speech_path() -> Path:
+    """A short real utterance."""
+    return EXAMPLES / "speech.wav"

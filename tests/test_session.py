@@ -1,0 +1,364 @@
+"""Live sessions: any split gives the same frames, interruption, sessions side by side, threads and asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from semo_sdk.backends import fake_engines
+from semo_sdk.config import SemoConfig
+from semo_sdk.constants import SAMPLE_RATE, SAMPLES_PER_FRAME
+from semo_sdk.errors import AudioError, InputError, SessionClosedError
+from semo_sdk.media.audio import load_audio
+from semo_sdk.pipeline.graphs import Graphs
+from semo_sdk.pipeline.reference import Reference, encode_reference
+from semo_sdk.pipeline.state import LATENCIES, StreamState
+from semo_sdk.pipeline.stream import Chunk, drain
+from semo_sdk.session import Session
+from tests.conftest import random_speech, splits
+
+Open = Callable[..., Session]
+
+
+@pytest.fixture
+def begin(graphs: Graphs, reference: Reference) -> Callable[..., StreamState]:
+    def make(latency: str = "balanced", seed: int = 0) -> StreamState:
+        return StreamState.start(graphs.config, reference.motion[0], latency=latency, seed=seed, guidance=None)
+
+    return make
+
+
+@pytest.fixture
+def open_session(graphs: Graphs, reference: Reference, begin: Callable[..., StreamState]) -> Open:
+    def make(latency: str = "balanced", seed: int = 0) -> Session:
+        return Session(graphs, reference, begin(latency, seed))
+
+    return make
+
+
+def assert_same(mine: Iterable[Chunk], theirs: Iterable[Chunk]) -> None:
+    """The same frames, sound and motion; where a chunk ends may differ."""
+    mine, theirs = list(mine), list(theirs)
+    for name in ("frames", "audio", "motion"):
+        a, b = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for chunks in (mine, theirs))
+        assert a.shape == b.shape and np.array_equal(a, b), name
+    assert mine[0].index == theirs[0].index
+
+
+def spoken(session: Session, pieces: Iterable[np.ndarray], rate: int = SAMPLE_RATE) -> list[Chunk]:
+    chunks = [chunk for piece in pieces for chunk in session.push(piece, rate)]
+    return chunks + session.flush()
+
+
+@pytest.mark.parametrize("latency", LATENCIES)
+@pytest.mark.parametrize("rate", [16_000, 8_000, 24_000, 44_100, 48_000])
+def test_any_split_gives_the_frames_of_the_whole(
+    graphs: Graphs, reference: Reference, begin: Any, open_session: Open, latency: str, rate: int
+) -> None:
+    pcm = random_speech(rate, seed=rate)
+    offline = list(drain(graphs, reference, begin(latency).push(load_audio(pcm, rate))))
+    for seed, largest in enumerate([rate // 50, rate // 3]):  # pieces of up to 20 ms, and of several chunks
+        pieces = [pcm[part] for part in splits(len(pcm), seed=seed, largest=largest)]
+        assert_same(spoken(open_session(latency), pieces, rate), offline)
+
+
+def test_single_samples_give_the_frames_of_the_whole(
+    graphs: Graphs, reference: Reference, begin: Any, open_session: Open
+) -> None:
+    pcm = random_speech(3_333)
+    offline = drain(graphs, reference, begin("low").push(pcm))
+    assert_same(spoken(open_session("low"), pcm[:, None]), offline)
+
+
+@pytest.mark.parametrize("kind", ["int16", "float64", "stereo"])
+def test_every_kind_of_samples_is_the_same_speech(open_session: Open, kind: str) -> None:
+    integers = (random_speech(9_000) * 32768).astype(np.int16)
+    as_floats = integers.astype(np.float32) / 32768
+    given: np.ndarray = {
+        "int16": integers,
+        "float64": as_floats.astype(np.float64),
+        "stereo": np.stack([integers, integers], axis=1),
+    }[kind]
+    assert_same(spoken(open_session(), [given]), spoken(open_session(), [as_floats]))
+
+
+def test_a_chunk_comes_as_soon_as_its_sound_is_there(open_session: Open) -> None:
+    for latency, hop in LATENCIES.items():
+        with open_session(latency) as session:
+            assert session.push(np.zeros(hop * SAMPLES_PER_FRAME - 1, np.float32)) == []
+            (chunk,) = session.push(np.zeros(1, np.float32))
+            assert len(chunk) == hop and chunk.start_time == 0 and chunk.duration == hop / 25
+            assert session.flush() == []
+
+
+def test_picture_and_sound_stay_paired_over_many_utterances(open_session: Open) -> None:
+    with open_session("low") as session:
+        frames = 0
+        for number in range(5):
+            pcm = random_speech(1_000 * number + 777, seed=number)
+            chunks = spoken(session, [pcm])
+            sound = np.concatenate([chunk.audio for chunk in chunks])
+            assert np.array_equal(sound[: len(pcm)], pcm) and not sound[len(pcm) :].any()
+            for chunk in chunks:
+                assert chunk.index == frames and len(chunk.audio) == len(chunk) * SAMPLES_PER_FRAME
+                frames += len(chunk)
+        assert session.state.frame_index == frames
+
+
+def test_interrupt_forgets_pending_speech_and_keeps_the_pose(
+    graphs: Graphs, reference: Reference, open_session: Open
+) -> None:
+    interrupted, undisturbed = open_session(), open_session()
+    first, second = random_speech(8 * 640, seed=1), random_speech(9_000, seed=2)
+    assert_same(interrupted.push(first), undisturbed.push(first))
+    before = interrupted.state
+    assert interrupted.push(random_speech(2_000)) == []
+    assert interrupted.interrupt() == 2_000
+    assert interrupted.interrupt() == 0
+    assert interrupted.flush() == []
+    assert interrupted.state.context is before.context and interrupted.state.frame_index == 8
+    # From here on it is as if the dropped speech had never been.
+    assert_same(spoken(interrupted, [second]), spoken(undisturbed, [second]))
+
+
+def test_interrupt_also_drops_what_the_resampler_holds_back(open_session: Open) -> None:
+    session, fresh = open_session(), open_session()
+    session.push(random_speech(4_800), 48_000)
+    assert session.interrupt() == 1_600  # 4 800 samples at 48 kHz
+    pcm = random_speech(30_000, seed=3)
+    assert_same(spoken(session, [pcm], 48_000), spoken(fresh, [pcm], 48_000))
+
+
+class Gate:
+    """An engine that stops in the middle of a launch until it is let go."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.spec = engine, engine.spec
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.entered.set()
+        assert self.go.wait(20)
+        outputs: dict[str, np.ndarray] = self.engine(feeds)
+        return outputs
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@pytest.fixture
+def gated(tiny_config: SemoConfig, face_image: np.ndarray) -> tuple[Session, Session, Gate]:
+    """A session that waits in its render graph, one that does not, and the gate."""
+    engines: dict[str, Any] = dict(fake_engines(tiny_config))
+    gate = engines["render"] = Gate(engines["render"])
+    free = Graphs(fake_engines(tiny_config), tiny_config)
+    reference = encode_reference(free, face_image)
+    state = StreamState.start(tiny_config, reference.motion[0], latency="low", seed=0, guidance=None)
+    return Session(Graphs(engines, tiny_config), reference, state), Session(free, reference, state), gate
+
+
+def test_interrupt_in_the_middle_of_a_pass_throws_its_frames_away(gated: tuple[Session, Session, Gate]) -> None:
+    session, undisturbed, gate = gated
+    got: list[list[Chunk]] = []
+    pusher = threading.Thread(target=lambda: got.append(session.push(random_speech(3 * 2_560 + 10))))
+    pusher.start()
+    assert gate.entered.wait(20)
+    assert session.interrupt() == 3 * 2_560 + 10  # at once, and the pass in the making counts as dropped
+    gate.go.set()
+    pusher.join(20)
+    assert got == [[]] and session.state.frame_index == 0
+    pcm = random_speech(4_000, seed=4)
+    assert_same(spoken(session, [pcm]), spoken(undisturbed, [pcm]))
+
+
+def test_close_in_the_middle_of_a_pass_ends_it(gated: tuple[Session, Session, Gate]) -> None:
+    session, _, gate = gated
+    errors: list[BaseException] = []
+
+    def push() -> None:
+        try:
+            session.push(random_speech(2_560))
+        except SessionClosedError as error:
+            errors.append(error)
+
+    pusher = threading.Thread(target=push)
+    pusher.start()
+    assert gate.entered.wait(20)
+    session.close()
+    gate.go.set()
+    pusher.join(20)
+    assert len(errors) == 1
+
+
+def test_a_closed_session_refuses_and_says_what_to_do(open_session: Open) -> None:
+    with open_session() as session:
+        session.push(random_speech(100))
+    session.close()
+    assert session.closed and "closed" in repr(session)
+    for use in (lambda: session.push(random_speech(10)), session.flush, session.interrupt):
+        with pytest.raises(SessionClosedError, match="animator.session"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (np.array([0.0, np.nan], np.float32), 16_000),
+        (np.zeros((4, 4, 4), np.float32), 16_000),
+        (np.zeros(10, np.complex64), 16_000),
+        (np.zeros(10, np.float32), 0),
+        (np.zeros(10, np.float32), 48_000.5),
+    ],
+)
+def test_unusable_sound_leaves_the_session_as_it_was(open_session: Open, bad: tuple[np.ndarray, Any]) -> None:
+    session, undisturbed = open_session(), open_session()
+    pcm = random_speech(12_000)
+    chunks = session.push(pcm[:5_000], 48_000)
+    with pytest.raises(AudioError):
+        session.push(*bad)
+    chunks += spoken(session, [pcm[5_000:]], 48_000)
+    assert_same(chunks, spoken(undisturbed, [pcm], 48_000))
+
+
+def test_the_rate_may_change_between_pushes(open_session: Open) -> None:
+    session, expected = open_session(), open_session()
+    pcm = random_speech(48_000)
+    chunks = session.push(pcm[:9_600], 48_000) + session.push(pcm[9_600:20_000], 16_000) + session.flush()
+    both = np.concatenate([load_audio(pcm[:9_600], 48_000), pcm[9_600:20_000]])
+    assert_same(chunks, spoken(expected, [both]))
+
+
+def test_a_saved_session_goes_on_with_the_same_frames(graphs: Graphs, reference: Reference, open_session: Open) -> None:
+    pcm = random_speech(25_000)
+    session, undisturbed = open_session(), open_session()
+    chunks = session.push(pcm[:11_111])
+    resumed = Session(graphs, reference, StreamState.from_bytes(session.state.to_bytes()))
+    assert_same(chunks + spoken(resumed, [pcm[11_111:]]), spoken(undisturbed, [pcm]))
+
+
+def test_sessions_side_by_side_are_as_if_alone(open_session: Open) -> None:
+    speeches = {seed: random_speech(9_000 + 1_000 * seed, seed=seed) for seed in range(3)}
+    alone = {seed: spoken(open_session(seed=seed), [pcm]) for seed, pcm in speeches.items()}
+    together = {seed: open_session(seed=seed) for seed in speeches}
+    got: dict[int, list[Chunk]] = {seed: [] for seed in speeches}
+    for start in range(0, 12_000, 500):
+        for seed, session in together.items():
+            got[seed] += session.push(speeches[seed][start : start + 500])
+    for seed, session in together.items():
+        assert_same(got[seed] + session.flush(), alone[seed])
+
+
+def test_sessions_in_threads_are_as_if_alone_and_launch_one_at_a_time(
+    tiny_config: SemoConfig, face_image: np.ndarray
+) -> None:
+    busy = threading.Lock()
+
+    class Exclusive:
+        def __init__(self, engine: Any) -> None:
+            self.engine, self.spec = engine, engine.spec
+
+        def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            assert busy.acquire(blocking=False), "two launches at once"
+            try:
+                outputs: dict[str, np.ndarray] = self.engine(feeds)
+                return outputs
+            finally:
+                busy.release()
+
+        def close(self) -> None:
+            self.engine.close()
+
+    graphs = Graphs({name: Exclusive(engine) for name, engine in fake_engines(tiny_config).items()}, tiny_config)
+    reference = encode_reference(graphs, face_image)
+
+    def speak(seed: int) -> list[Chunk]:
+        state = StreamState.start(tiny_config, reference.motion[0], latency="low", seed=seed, guidance=None)
+        return spoken(Session(graphs, reference, state), np.split(random_speech(8_000, seed=seed), 8))
+
+    alone = [speak(seed) for seed in range(4)]
+    got: dict[int, list[Chunk]] = {}
+    threads = [threading.Thread(target=lambda s=seed: got.update({s: speak(s)})) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for seed in range(4):
+        assert_same(got[seed], alone[seed])
+
+
+async def in_pieces(pcm: np.ndarray, size: int) -> AsyncIterator[np.ndarray]:
+    for start in range(0, len(pcm), size):
+        await asyncio.sleep(0)
+        yield pcm[start : start + size]
+
+
+@pytest.mark.parametrize("rate", [16_000, 24_000])
+def test_async_iteration_gives_the_same_frames(open_session: Open, rate: int) -> None:
+    pcm = random_speech(2 * rate)
+
+    async def collect() -> list[Chunk]:
+        with open_session() as session:
+            return [chunk async for chunk in session.stream(in_pieces(pcm, 1_234), rate)]
+
+    assert_same(asyncio.run(collect()), spoken(open_session(), [pcm], rate))
+
+
+def test_the_event_loop_is_free_while_a_pass_runs(gated: tuple[Session, Session, Gate]) -> None:
+    session, undisturbed, gate = gated
+    pcm, later = random_speech(2_560), random_speech(3_000, seed=5)
+
+    async def speech() -> AsyncIterator[np.ndarray]:
+        yield pcm
+        yield later
+
+    async def collect() -> list[Chunk]:
+        async def listener() -> None:
+            while not gate.entered.is_set():
+                await asyncio.sleep(0.001)
+            assert session.interrupt() == len(pcm)  # the loop runs, though the pass does not move
+            gate.go.set()
+
+        task = asyncio.create_task(listener())
+        chunks = [chunk async for chunk in session.stream(speech())]
+        await task
+        return chunks
+
+    assert_same(asyncio.run(collect()), spoken(undisturbed, [later]))  # what was interrupted never happened
+
+
+def test_a_cancelled_stream_has_not_moved_past_its_last_chunk(gated: tuple[Session, Session, Gate]) -> None:
+    session, _, gate = gated
+
+    async def cancel() -> None:
+        async def consume() -> None:
+            async for _ in session.stream(in_pieces(random_speech(5_000), 5_000)):
+                pass
+
+        task = asyncio.create_task(consume())
+        while not gate.entered.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        gate.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert session.state.frame_index == 0 and len(session.state.pending) == 5_000
+
+
+def test_repr_says_where_the_session_is(open_session: Open) -> None:
+    session = open_session("low", seed=3)
+    session.push(random_speech(5_000))
+    assert repr(session) == "Session(latency='low', seed=3, time=0.16 s, pending=0.152 s)"
+
+
+def test_resuming_with_a_state_of_another_width_is_refused(begin: Callable[..., StreamState]) -> None:
+    state = StreamState.from_bytes(begin().to_bytes())
+    other = SemoConfig(name="other", motion_width=256)
+    with pytest.raises(InputError, match="another model"):
+        state.check(other)
