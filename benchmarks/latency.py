@@ -114,14 +114,10 @@ def end_to_end(animator: Any, pcm: np.ndarray, repeats: int) -> dict[str, Any]:
         "rtf": percentiles([value / duration for value in seconds]),
         "fps": round(frames / float(np.median(seconds)), 2),
         "graph_ms_per_frame": {
-            name: round(1000 * stats[name].seconds / (repeats * frames), 3)
-            for name in STAGES
-            if name in stats
+            name: round(1000 * stats[name].seconds / (repeats * frames), 3) for name in STAGES if name in stats
         },
         "graph_ms_per_launch": {
-            name: round(1000 * stats[name].seconds / stats[name].launches, 3)
-            for name in STAGES
-            if name in stats
+            name: round(1000 * stats[name].seconds / stats[name].launches, 3) for name in STAGES if name in stats
         },
     }
 
@@ -132,9 +128,7 @@ def encoder(frames: np.ndarray, pcm: np.ndarray) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        with VideoWriter(
-            Path(folder) / "out.mp4", size=(frames.shape[2], frames.shape[1]), audio=pcm
-        ) as writer:
+        with VideoWriter(Path(folder) / "out.mp4", size=(frames.shape[2], frames.shape[1]), audio=pcm) as writer:
             for frame in frames:
                 writer.write(frame)
         seconds = time.perf_counter() - start
@@ -294,9 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--photo", type=Path, default=Path("examples/portrait.jpg"))
     parser.add_argument("--speech", type=Path, default=Path("examples/speech.wav"))
-    parser.add_argument(
-        "--bundle", default="semo-tiny", help="bundle folder, or the name of the embedded one"
-    )
+    parser.add_argument("--bundle", default="semo-tiny", help="bundle folder, or the name of the embedded one")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all usable cores")

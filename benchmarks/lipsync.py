@@ -52,9 +52,7 @@ def held_out(folder: Path, suffixes: Sequence[str], last: int, count: int) -> li
     """
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in suffixes)[-last:]
     if len(files) < count:
-        raise InputError(
-            f"{folder.name} has {len(files)} files of the kinds {' '.join(suffixes)}, {count} are needed"
-        )
+        raise InputError(f"{folder.name} has {len(files)} files of the kinds {' '.join(suffixes)}, {count} are needed")
     return [files[i] for i in np.linspace(0, len(files) - 1, count).round().astype(int)]
 
 
@@ -128,14 +126,15 @@ def run(
     pairs: list[Pair] = []
     rows: list[Row] = []
     left_out: list[dict[str, str]] = []
-    chosen: dict[str, str] = {}
+    engines: Animator | None = None
     started = time.perf_counter()
     clip_paths = held_out(clips, VIDEO_SUFFIXES, HELD_OUT_CLIPS, count)
-    for clip, photo in zip(
-        clip_paths, held_out(portraits, IMAGE_SUFFIXES, HELD_OUT_PORTRAITS, count), strict=True
-    ):
+    for clip, photo in zip(clip_paths, held_out(portraits, IMAGE_SUFFIXES, HELD_OUT_PORTRAITS, count), strict=True):
         try:
-            animator = Animator(photo, bundle=bundle, backend=backend, precision=precision)
+            if engines is None:
+                animator = engines = Animator(photo, bundle=bundle, backend=backend, precision=precision)
+            else:
+                animator = engines.with_portrait(photo)
         except InputError as error:
             left_out.append({"portrait": photo.stem, "reason": f"{type(error).__name__}: {error}"})
             continue
@@ -148,10 +147,10 @@ def run(
             score = mouth.correlation(pairs[-1].made.mouth, pairs[-1].real.mouth)
             title = f"portrait {photo.stem}, speech {clip.stem}: mouth correlation {score:.2f}"
             rows.append(Row(title, animator.portrait.crop, made, real))
-        chosen = {"backend": animator.backend, "precision": animator.precision}
-        animator.close()
-    if len(pairs) < 2:
+    if engines is None or len(pairs) < 2:
         raise InputError(f"only {len(pairs)} of {count} portraits can be used: {left_out}")
+    chosen = {"backend": engines.backend, "precision": engines.precision}
+    engines.close()
     if sheet is not None:
         contact_sheet(rows, sheet)
     tracks = [pair.real for pair in pairs]
@@ -205,9 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--clips", type=Path, required=True, help="folder of talking-head videos with sound")
     parser.add_argument("--portraits", type=Path, required=True, help="folder of photos")
-    parser.add_argument(
-        "--bundle", default="semo-tiny", help="bundle folder, or the name of the embedded one"
-    )
+    parser.add_argument("--bundle", default="semo-tiny", help="bundle folder, or the name of the embedded one")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--latency", default="quality", choices=["quality", "balanced", "low"])

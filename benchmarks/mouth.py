@@ -96,9 +96,7 @@ def best_lag(made: np.ndarray, real: np.ndarray, max_lag: int = MAX_LAG) -> tupl
     Returns:
         Correlation, and lag in frames: positive when ``made`` comes later than ``real``.
     """
-    scores = {
-        lag: correlation(made[max(lag, 0) :], real[max(-lag, 0) :]) for lag in range(-max_lag, max_lag + 1)
-    }
+    scores = {lag: correlation(made[max(lag, 0) :], real[max(-lag, 0) :]) for lag in range(-max_lag, max_lag + 1)}
     lag = max(scores, key=lambda candidate: (scores[candidate], -abs(candidate)))
     return scores[lag], lag
 

@@ -263,7 +263,7 @@ def parse_settings(kind: type[BaseModel], file: Path | None, settings: Sequence[
     Args:
         kind: the config's class.
         file: JSON, or None for the defaults.
-        settings: ``steps=2000``, ``model=semo-tiny``: a value is read as JSON where it is JSON, else as text.
+        settings: ``groups=4``, ``loop.steps=2000``: a value is read as JSON where it is JSON, else as text.
 
     Raises:
         ConfigError: no such file, not JSON, or an unknown or impossible setting, named.
@@ -276,10 +276,16 @@ def parse_settings(kind: type[BaseModel], file: Path | None, settings: Sequence[
         key, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set takes key=value, got {setting!r}")
+        *groups, last = key.split(".")
+        inner = values
+        for group in groups:
+            inner = inner.setdefault(group, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{group} is one setting and not a group, in {setting!r}")
         try:
-            values[key] = json.loads(text)
+            inner[last] = json.loads(text)
         except ValueError:
-            values[key] = text
+            inner[last] = text
     try:
         return kind.model_validate(values)
     except ValidationError as error:

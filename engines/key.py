@@ -1,0 +1,58 @@
+"""The key of a compiled engine: changes when anything changes that the engine was compiled from or for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from semo_sdk.bundle import WEIGHTS_FILE, Bundle, graph_file
+from semo_sdk.errors import BundleError
+
+
+def engine_key(
+    bundle: Bundle,
+    graph: str,
+    *,
+    stored_precision: str,
+    backend: str,
+    backend_version: str,
+    device: str,
+    precision: str,
+    shapes: Mapping[str, Sequence[int]],
+    sdk_version: str,
+) -> str:
+    """What an engine depends on, as one name.
+
+    Args:
+        bundle: where the graph and its weights come from; both enter by their sha256, not by path or time.
+        graph: "reference", "audio", "motion", "render" or "motion_encoder".
+        stored_precision: of the graph's ONNX file: "fp32" or "fp16".
+        backend: for example "openvino".
+        backend_version: exactly as the backend reports it.
+        device: what the engine was compiled for: CPU name and features, or GPU name, compute capability and driver.
+        precision: arithmetic that was asked for: "fp32", "bf16" or "fp16".
+        shapes: input name -> shape; their order does not matter.
+        sdk_version: ``semo_sdk.__version__``.
+
+    Returns:
+        64 hexadecimal digits, the same on every machine and in every process for the same values.
+
+    Raises:
+        BundleError: the bundle has no such graph.
+    """
+    files = bundle.manifest.files
+    onnx = graph_file(graph, stored_precision)
+    if onnx not in files:
+        raise BundleError(f"bundle {bundle.name!r} has no {onnx}")
+    parts = {
+        "onnx": files[onnx].sha256,
+        "weights": files[WEIGHTS_FILE].sha256,
+        "backend": backend,
+        "backend_version": backend_version,
+        "device": device,
+        "precision": precision,
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "sdk_version": sdk_version,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
