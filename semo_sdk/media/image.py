@@ -108,8 +108,12 @@ def crop_square(image: np.ndarray, box: tuple[float, float, float], size: int = 
     """
     from PIL import Image, ImageFilter
 
-    height, width = image.shape[:2]
     x0, y0, side = box
+    shrink = int(side / (2 * size))
+    if shrink > 1:  # whole blocks first: as good, and fast for large photos
+        image = np.asarray(Image.fromarray(image).reduce(shrink))
+        x0, y0, side = x0 / shrink, y0 / shrink, side / shrink
+    height, width = image.shape[:2]
     margin = int(np.ceil(3 * max(side / size, 1))) + 1  # reach of the filter
     columns = np.arange(int(np.floor(x0)) - margin, int(np.ceil(x0 + side)) + margin)
     rows = np.arange(int(np.floor(y0)) - margin, int(np.ceil(y0 + side)) + margin)
@@ -125,8 +129,7 @@ def crop_square(image: np.ndarray, box: tuple[float, float, float], size: int = 
         part = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     x, y = x0 - columns[0], y0 - rows[0]
     square = Image.fromarray(np.ascontiguousarray(part))
-    resized = square.resize((size, size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side), reducing_gap=3.0)
-    return np.array(resized)
+    return np.array(square.resize((size, size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side)))
 
 
 def find_portrait(photo: np.ndarray, face_index: int | None = None, crop_scale: float = 2.0) -> Portrait:
