@@ -5,8 +5,8 @@
 For each of the last clips by name and one of the last portraits by name (those that training leaves out): the
 portrait is animated with the clip's audio, the mouth opening is measured by MediaPipe landmarks in the
 generated and in the real frames, and the two series are compared (Pearson). Beside them stand rows that say
-what a number is worth: the same videos against *other* clips (sentences with a similar rhythm), the loudness
-of the speech, a still picture.
+what a number is worth: the same videos against *other* clips (GRID's sentences share their rhythm, so this is
+far from 0), what is left of both when that rhythm is taken out, the loudness of the speech, a still picture.
 """
 
 from __future__ import annotations
@@ -56,8 +56,29 @@ def held_out(folder: Path, suffixes: Sequence[str], last: int, count: int) -> li
     return [files[i] for i in np.linspace(0, len(files) - 1, count).round().astype(int)]
 
 
-def compare(pair: Pair, others: Sequence[mouth.Track]) -> dict[str, Any]:
-    """The row of one pair: correlations, and the same against other clips, loudness and a still picture."""
+def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """One row of numbers for each pair; the baselines compare it with all the others."""
+    made = [pair.made.mouth for pair in pairs]
+    real = [pair.real.mouth for pair in pairs]
+    own_made, own_real = mouth.without_rhythm(made), mouth.without_rhythm(real)
+    rows = []
+    for index, pair in enumerate(pairs):
+        others = [other for other in range(len(pairs)) if other != index]
+        row = {
+            **_numbers(pair),
+            "mismatched": _mean_correlation(made[index], [real[other] for other in others]),
+            "beyond_rhythm": mouth.correlation(own_made[index], own_real[index]),
+            "beyond_rhythm_mismatched": _mean_correlation(own_made[index], [own_real[other] for other in others]),
+        }
+        rows.append(row)
+    return rows
+
+
+def _mean_correlation(series: np.ndarray, others: Sequence[np.ndarray]) -> float:
+    return float(np.mean([mouth.correlation(series, other) for other in others]))
+
+
+def _numbers(pair: Pair) -> dict[str, Any]:
     made, real = pair.made.mouth, pair.real.mouth
     best, lag = mouth.best_lag(made, real)
     return {
@@ -73,7 +94,6 @@ def compare(pair: Pair, others: Sequence[mouth.Track]) -> dict[str, Any]:
         "head_roll_degrees_real": pair.real.roll_deviation,
         "detection_rate": pair.made.detection_rate,
         "detection_rate_real": pair.real.detection_rate,
-        "mismatched": float(np.mean([mouth.correlation(made, other.mouth) for other in others])),
         "loudness": mouth.correlation(pair.loudness, real),
     }
 
@@ -153,8 +173,7 @@ def run(
     engines.close()
     if sheet is not None:
         contact_sheet(rows, sheet)
-    tracks = [pair.real for pair in pairs]
-    table_rows = [compare(pair, tracks[:i] + tracks[i + 1 :]) for i, pair in enumerate(pairs)]
+    table_rows = compare(pairs)
     return {
         "benchmark": "lipsync",
         "bundle": bundle if not Path(bundle).exists() else Path(bundle).name,
@@ -181,6 +200,8 @@ def markdown(result: dict[str, Any]) -> str:
         "correlation": "mouth opening, generated against real, lag 0",
         "best_correlation": f"the same at the best lag within {mouth.MAX_LAG} frames",
         "mismatched": "generated against the real frames of *other* clips",
+        "beyond_rhythm": "the same, after the rhythm that all sentences share is taken out",
+        "beyond_rhythm_mismatched": "that, against other clips",
         "loudness": "loudness of the speech against real (no model)",
         "amplitude_ratio": "mouth movement, generated / real (standard deviations)",
         "head_motion": "head motion of the generated video (eye distances)",

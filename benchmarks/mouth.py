@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,38 @@ def best_lag(made: np.ndarray, real: np.ndarray, max_lag: int = MAX_LAG) -> tupl
     scores = {lag: correlation(made[max(lag, 0) :], real[max(-lag, 0) :]) for lag in range(-max_lag, max_lag + 1)}
     lag = max(scores, key=lambda candidate: (scores[candidate], -abs(candidate)))
     return scores[lag], lag
+
+
+def without_rhythm(series: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each series without what it shares with the average of the others.
+
+    Sentences of one corpus begin, pause and end alike, so even the mouths of two *different* sentences correlate.
+    What is left after the average of the others is regressed out is the sentence's own.
+
+    Args:
+        series: (n,) each, at least two; NaN is filled from the neighbours, the longer ones are cut.
+
+    Returns:
+        As many series of the shortest one's length, each with mean 0.
+    """
+    length = min(len(one) for one in series)
+    table = np.stack([_filled(one[:length]) for one in series])
+    rests = []
+    for index, one in enumerate(table):
+        template = np.delete(table, index, axis=0).mean(axis=0)
+        template -= template.mean()
+        power = float(template @ template)
+        centred = one - one.mean()
+        rests.append(centred - template * (centred @ template / power) if power > STILL**2 else centred)
+    return rests
+
+
+def _filled(series: np.ndarray) -> np.ndarray:
+    seen = np.isfinite(series)
+    if not seen.any():
+        return np.zeros(len(series))
+    places = np.arange(len(series))
+    return np.interp(places, places[seen], series[seen])
 
 
 def amplitude_ratio(made: np.ndarray, real: np.ndarray) -> float:

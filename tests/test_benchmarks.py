@@ -46,6 +46,25 @@ def test_best_lag_finds_a_known_delay(shift: int) -> None:
     assert score == pytest.approx(1)
 
 
+def test_what_all_series_share_is_taken_out_and_what_is_their_own_stays() -> None:
+    rhythm = 3 * wave(seed=0)
+    own = [wave(seed=seed) for seed in range(1, 9)]
+    series = [rhythm + one for one in own]
+    assert mouth.correlation(series[0], series[1]) > 0.8
+    rests = mouth.without_rhythm(series)
+    assert abs(mouth.correlation(rests[0], rests[1])) < 0.5
+    assert np.mean([mouth.correlation(rest, one) for rest, one in zip(rests, own, strict=True)]) > 0.8
+    assert all(len(rest) == 70 for rest in mouth.without_rhythm([series[0][:70], *series[1:]]))
+
+
+def test_rhythm_of_series_with_gaps_or_without_any_face() -> None:
+    gap = wave(seed=1).copy()
+    gap[5:8] = np.nan
+    rests = mouth.without_rhythm([gap, wave(seed=2), np.full(75, np.nan)])
+    assert all(np.isfinite(rest).all() for rest in rests)
+    assert mouth.correlation(rests[2], rests[0]) == 0
+
+
 def test_amplitude_ratio_is_the_ratio_of_deviations() -> None:
     assert mouth.amplitude_ratio(0.5 * wave() + 9, wave()) == pytest.approx(0.5)
     assert mouth.amplitude_ratio(wave(), np.ones(75)) == 0
@@ -61,8 +80,7 @@ def test_the_head_of_a_moving_photo_is_followed() -> None:
 
     photo = Image.open(EXAMPLES / "portrait.jpg").convert("RGB")
     moved = [
-        np.asarray(photo.transform(photo.size, Image.Transform.AFFINE, (1, 0, x, 0, 1, 0)))
-        for x in range(-8, 9, 4)
+        np.asarray(photo.transform(photo.size, Image.Transform.AFFINE, (1, 0, x, 0, 1, 0))) for x in range(-8, 9, 4)
     ]
     track = mouth.track_face(moved)
     still = mouth.track_face([np.asarray(photo)] * 5)
@@ -94,11 +112,7 @@ def test_contact_sheet_shows_each_row(tmp_path: Path) -> None:
     real = np.full((9, 288, 360, 3), (0, 0, 200), np.uint8)
     row = Row("title", np.full((256, 256, 3), (0, 200, 0), np.uint8), made, real)
     contact_sheet([row, row], tmp_path / "sheet.png", columns=3, tile=40)
-    colours = {
-        colour
-        for count, colour in Image.open(tmp_path / "sheet.png").getcolors(100_000) or []
-        if count >= 1600
-    }
+    colours = {colour for count, colour in Image.open(tmp_path / "sheet.png").getcolors(100_000) or [] if count >= 1600}
     assert {(200, 0, 0), (0, 0, 200), (0, 200, 0)} <= colours
 
 
@@ -131,6 +145,8 @@ SUMMARY = {
         "correlation",
         "best_correlation",
         "mismatched",
+        "beyond_rhythm",
+        "beyond_rhythm_mismatched",
         "loudness",
         "amplitude_ratio",
         "head_motion",

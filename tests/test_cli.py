@@ -169,7 +169,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_half_file(tmp_path: Path) -> None:
     deadline = time.monotonic() + 120
     shown = b""
     while b"/1500" not in shown and process.poll() is None and time.monotonic() < deadline:
-        shown += process.stderr.read1(4096)  # the bar: frames are being made
+        shown += os.read(process.stderr.fileno(), 4096)  # the bar: frames are being made
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the encoder gets it too
     _, rest = process.communicate(timeout=60)
