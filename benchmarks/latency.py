@@ -28,7 +28,7 @@ import numpy as np
 
 from semo_sdk.benchmarks.report import percentiles, table, write_json
 from semo_sdk.constants import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from semo_sdk.errors import SemoError
+from semo_sdk.errors import InputError, SemoError
 
 STAGES = ("reference", "audio", "motion", "render")
 LATENCIES = {"quality": 16, "balanced": 8, "low": 4}  # frames of the first pass
@@ -204,7 +204,8 @@ def run(
         JSON-ready.
 
     Raises:
-        SemoError: the speech is too short, or anything that the animator raises.
+        InputError: the speech is too short.
+        SemoError: anything that the animator raises.
     """
     from semo_sdk import Animator
     from semo_sdk.bundle import Bundle
@@ -213,7 +214,7 @@ def run(
 
     pcm = load_audio(speech)
     if len(pcm) < WARM_UP_SECONDS * SAMPLE_RATE:
-        raise SemoError(f"the benchmark needs at least {WARM_UP_SECONDS} s of speech")
+        raise InputError(f"the benchmark needs at least {WARM_UP_SECONDS} s of speech, got {len(pcm) / SAMPLE_RATE} s")
     pcm = pcm[: len(pcm) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME]
     opened = Bundle.open(bundle)
     cold = cold_start(photo, speech, {"bundle": bundle, "backend": backend, "precision": precision}, threads)

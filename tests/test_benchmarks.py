@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from semo_sdk.benchmarks import mouth, report
+from semo_sdk import Animator
+from semo_sdk.benchmarks import latency, lipsync, mouth, report
 from semo_sdk.benchmarks.lipsync import held_out
 from semo_sdk.benchmarks.sheet import Row, contact_sheet
+from semo_sdk.constants import SAMPLE_RATE
 from semo_sdk.errors import InputError
+from semo_sdk.media.audio import load_audio
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -162,3 +167,80 @@ def test_readme_tables_are_replaced_between_their_markers() -> None:
     assert new.startswith("before\n<!-- lipsync -->\n| 7 held-out pairs | mean | min | max |")
     assert new.endswith("<!-- end lipsync -->\nafter")
     assert "old" not in new and "0.25" in new
+
+
+@pytest.fixture(scope="module")
+def animator() -> Iterator[Animator]:
+    """One portrait on the embedded model."""
+    with Animator(EXAMPLES / "portrait.jpg") as animator:
+        yield animator
+
+
+@pytest.fixture(scope="module")
+def talking(animator: Animator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `clips` and `portraits`: two videos that the model made, and the photos they were made from."""
+    folder = tmp_path_factory.mktemp("talking")
+    for name in ("clips", "portraits"):
+        (folder / name).mkdir()
+    speech = load_audio(EXAMPLES / "speech.wav")[: 3 * SAMPLE_RATE]
+    animator.from_audio(EXAMPLES / "grid.wav").save(folder / "clips" / "a.mp4")
+    animator.with_portrait(EXAMPLES / "portrait2.jpg").from_audio(speech).save(folder / "clips" / "b.mp4")
+    for name in ("portrait.jpg", "portrait2.jpg"):
+        shutil.copy(EXAMPLES / name, folder / "portraits")
+    return folder
+
+
+def test_a_model_measured_against_its_own_videos_is_perfect(talking: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    result = lipsync.run(talking / "clips", talking / "portraits", count=2, sheet=sheet)
+    assert [pair["clip"] for pair in result["pairs"]] == ["a", "b"]
+    for pair in result["pairs"]:
+        assert pair["correlation"] > 0.9 and pair["best_lag_frames"] == 0
+        assert pair["amplitude_ratio"] == pytest.approx(1, abs=0.15)
+        assert pair["detection_rate"] == pair["detection_rate_real"] == 1
+    assert result["summary"]["mismatched"]["mean"] < result["summary"]["correlation"]["mean"]
+    assert sheet.stat().st_size > 10_000
+    json.dumps(result)
+    assert "2 held-out pairs" in lipsync.markdown(result)
+
+
+def test_portraits_without_a_face_are_left_out_and_listed(talking: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    portraits = tmp_path / "portraits"
+    shutil.copytree(talking / "portraits", portraits)
+    Image.new("RGB", (300, 300)).save(portraits / "none.png")
+    clips = tmp_path / "clips"
+    shutil.copytree(talking / "clips", clips)
+    shutil.copy(clips / "a.mp4", clips / "c.mp4")
+    with pytest.raises(InputError, match="needs at least 2"):
+        lipsync.run(clips, portraits, count=1)
+    result = lipsync.run(clips, portraits, count=3)
+    assert result["pairs_measured"] == 2
+    assert [left["portrait"] for left in result["left_out"]] == ["none"]
+
+
+def test_latency_measures_everything_and_names_the_machine() -> None:
+    result = latency.run(EXAMPLES / "portrait.jpg", EXAMPLES / "grid.wav", repeats=1)
+    whole = result["end_to_end"]
+    assert whole["frames"] == 75 and whole["video_seconds"] == 3.0
+    assert whole["rtf"]["p50"] == pytest.approx(whole["seconds"]["p50"] / 3, rel=0.01)
+    assert set(whole["graph_ms_per_frame"]) == {"audio", "motion", "render"}
+    assert sum(whole["graph_ms_per_frame"].values()) < 1000 * whole["seconds"]["mean"] / 75
+    assert list(result["streaming"]) == ["quality", "balanced", "low"]
+    for name, hop_ms in {"quality": 640, "balanced": 320, "low": 160}.items():
+        first = result["streaming"][name]
+        compute, whole_wait = first["first_frame_compute_ms"], first["first_frame_from_speech_start_ms"]
+        assert whole_wait["p50"] == pytest.approx(compute["p50"] + hop_ms)
+        assert first["rtf_without_encoder"] > 0
+    assert result["cold_start"]["peak_mib"] > 50
+    assert result["fingerprint"]["cpu"]["usable_cores"] >= 1 and result["fingerprint"]["packages"]["openvino"]
+    table = latency.markdown(json.loads(json.dumps(result)))
+    assert "real-time factor" in table and "`low`" in table
+
+
+def test_latency_refuses_speech_that_is_too_short(tmp_path: Path) -> None:
+    short = tmp_path / "short.wav"
+    short.write_bytes((EXAMPLES / "grid.wav").read_bytes()[:32_044])
+    with pytest.raises(InputError, match=r"at least 2\.0 s"):
+        latency.run(EXAMPLES / "portrait.jpg", short)
