@@ -16,7 +16,6 @@ maps ``image = matrix @ (u, v, 1)`` from crop pixels to image pixels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,7 @@ def warp_affine(image: np.ndarray, matrix: np.ndarray, size: int, *, border: int
     Returns:
         (size, size, 3) float32 in [0, 255].
     """
-    shrink = int(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    shrink = int(np.sqrt(abs(np.linalg.det(matrix[:, :2]))) + 1e-6)
     if shrink >= 2:
         image, offset = _shrunk_region(image, matrix, size, shrink)
         matrix = matrix.copy()
@@ -234,15 +233,21 @@ class FaceDetector:
             tile = 2 / (count + 1)  # neighbours overlap by half
             starts = np.linspace(0, 1 - tile, count)
             parts = [
-                self._detect(image, x * width, y * height, tile * width, tile * height)
-                for y in starts
-                for x in starts
+                self._detect(image, x * width, y * height, tile * width, tile * height) for y in starts for x in starts
             ]
             found, scores = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
             sure = scores >= (self.min_score if count == 1 else max(self.min_score, TILE_MIN_SCORE))
             if sure.any():
-                return _merge(found[sure], scores[sure])
+                faces = _merge(found[sure], scores[sure])
+                return faces if count == 1 else [self._look_closer(image, face) for face in faces]
         return []
+
+    def _look_closer(self, image: np.ndarray, face: Face) -> Face:
+        """The same face from a crop around it, where it is large enough for a precise box."""
+        side = 2.5 * face.size
+        x, y = ((face.box[i] + face.box[i + 2] - side) / 2 for i in (0, 1))
+        again = _merge(*self._detect(image, x, y, side, side))
+        return again[0] if again else face
 
     def _detect(
         self, image: np.ndarray, x: float, y: float, width: float, height: float
@@ -339,7 +344,3 @@ class FaceTracker:
             faces = self._detector(image)
             self._last = self._mesh(image, faces[0]) if faces else None
         return self._last
-
-    def track(self, frames: Iterable[np.ndarray]) -> Iterator[Landmarks | None]:
-        """Landmarks of each frame of a video, in order."""
-        return (self(frame) for frame in frames)

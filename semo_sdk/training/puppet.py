@@ -16,6 +16,7 @@ import numpy as np
 
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.training import puppet_geometry as geometry
+from semo_sdk.training.puppet_mouth import OPEN_MOUTH, MouthSource, fill_polygon, mouth_gap, paste_mouth
 
 __all__ = [
     "CELLS",
@@ -39,7 +40,6 @@ BORDER_STEPS = 8  # fixed points on each side of the crop
 RING_POINTS = geometry.OVAL[::2]  # oval vertices that carry the rings
 POINTS = geometry.MESH + 2 * len(RING_POINTS) + 4 * BORDER_STEPS
 RING_DEPTH = 0.25  # of the rings behind the oval's mean, in face heights
-OPEN_MOUTH = 1.2  # pixels between the inner lips from which the interior shows
 CLOSED_SOURCE = 0.006  # face heights: portraits with lips further apart have them closed in full resolution first
 
 
@@ -128,7 +128,12 @@ def _rings(oval: np.ndarray) -> np.ndarray:
 
 
 def make_identity(
-    image: np.ndarray, mesh: np.ndarray, canonical: np.ndarray, opening: np.ndarray, *, neutral: np.ndarray | None = None
+    image: np.ndarray,
+    mesh: np.ndarray,
+    canonical: np.ndarray,
+    opening: np.ndarray,
+    *,
+    neutral: np.ndarray | None = None,
 ) -> Identity:
     """Prepares a portrait crop.
 
@@ -231,84 +236,7 @@ def warp_image(image: np.ndarray, field: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.remap(image, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
 
 
-@dataclass(frozen=True)
-class MouthSource:
-    """A driver's frame as the source of a mouth interior.
-
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        points: (478, 3) landmarks in its pixels.
-    """
-
-    image: np.ndarray
-    points: np.ndarray
-
-
-def _mouth_open(target: np.ndarray) -> float:
-    """Pixels between the middles of the inner lips."""
-    return float((target[geometry.INNER_LOWER[4:7], 1] - target[geometry.INNER_UPPER[4:7], 1]).mean())
-
-
-def _fill(polygon: np.ndarray, size: tuple[int, int], value: float = 1.0) -> np.ndarray:
-    """(H, W) float32 anti-aliased mask of a polygon in pixels (corner convention)."""
-    import cv2
-
-    fine, zoom = 16.0, 4
-    mask = np.zeros((size[0] * zoom, size[1] * zoom), np.uint8)
-    vertices = np.round((polygon * zoom - 0.5) * fine).astype(np.int32)
-    cv2.fillPoly(mask, [vertices], 255, shift=4)
-    return np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_AREA) * np.float32(value / 255))
-
-
-def _lip_colour(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(3,) mean colour of the middle of the lips."""
-    rings = np.concatenate([geometry.UPPER_LIPS[1:3, 2:9].ravel(), geometry.LOWER_LIPS[1:3, 2:9].ravel()])
-    at = np.clip(points[rings, :2], 0, np.array(image.shape[1::-1]) - 1).astype(int)
-    return np.asarray(image[at[:, 1], at[:, 0]].astype(np.float32).mean(0))
-
-
-def _skin_saturation(image: np.ndarray, points: np.ndarray) -> float:
-    """How colourful the cheeks and lips are: (max - min) / max of the mean colour."""
-    places = np.concatenate([[50, 280, 205, 425, 151, 9, 101, 330], geometry.LOWER_LIPS[1, 3:8]])
-    at = np.clip(points[places, :2], 0, np.array(image.shape[1::-1]) - 1).astype(int)
-    colours = image[at[:, 1], at[:, 0]].astype(np.float32)
-    return float((np.ptp(colours, axis=1) / np.maximum(colours.max(1), 1)).mean())
-
-
-def _paste_mouth(frame: np.ndarray, target: np.ndarray, identity: Identity, source: MouthSource) -> None:
-    """Puts the driver's mouth interior between the lips of a frame, in place."""
-    import cv2
-
-    polygon = target[geometry.INNER_LIPS]
-    low = np.maximum(np.floor(polygon.min(0)).astype(int) - 4, 0)
-    high = np.minimum(np.ceil(polygon.max(0)).astype(int) + 4, IMAGE_SIZE)
-    width, height = (high - low).tolist()
-    if width < 4 or height < 4:
-        return
-    ours, theirs = target[geometry.INNER_LIPS] - low, source.points[geometry.INNER_LIPS, :2]
-    solved, *_ = np.linalg.lstsq(np.concatenate([ours, np.ones((len(ours), 1))], 1), theirs, rcond=None)
-    matrix = solved.T.copy()
-    matrix[:, 2] += matrix[:, :2] @ np.array([0.5, 0.5]) - 0.5
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    mouth = cv2.warpAffine(source.image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    mine, drivers = _lip_colour(identity.image, identity.points), _lip_colour(source.image, source.points)
-    gain = np.clip(mine.mean() / max(float(drivers.mean()), 1.0), 0.3, 1.8) ** 0.55
-    tint = np.clip((mine / mine.mean().clip(1)) / (drivers / drivers.mean().clip(1)), 0.7, 1.4) ** 0.3
-    colour = mouth.astype(np.float32) * gain * tint
-    ratio = _skin_saturation(identity.image, identity.points) / max(
-        _skin_saturation(source.image, source.points), 0.05
-    )
-    grey = colour.mean(-1, keepdims=True)
-    colour = grey + (colour - grey) * np.clip(ratio, 0, 1)
-    mask = cv2.GaussianBlur(_fill(ours, (height, width)), (0, 0), 0.8)[..., None]
-    mask = mask * np.clip((_mouth_open(target) - OPEN_MOUTH) / 1.5 + 0.3, 0, 1)
-    patch = frame[low[1] : high[1], low[0] : high[0]]
-    patch[:] = np.clip(patch * (1 - mask) + colour * mask, 0, 255).astype(np.uint8)
-
-
-def render(
-    identity: Identity, target: np.ndarray, source: MouthSource | None = None
-) -> tuple[np.ndarray, Warp]:
+def render(identity: Identity, target: np.ndarray, source: MouthSource | None = None) -> tuple[np.ndarray, Warp]:
     """One frame.
 
     Args:
@@ -322,8 +250,8 @@ def render(
     warp = triangulate(target, identity.hidden(target))
     stored = Warp(warp.triangles, warp.weights.astype(np.float16).astype(np.float32))
     frame = warp_image(identity.image, field_of(stored, identity.points))
-    if source is not None and _mouth_open(target) > OPEN_MOUTH:
-        _paste_mouth(frame, target, identity, source)
+    if source is not None and mouth_gap(target) > OPEN_MOUTH:
+        paste_mouth(frame, target, MouthSource(identity.image, identity.points), source)
     return frame, stored
 
 
@@ -333,7 +261,7 @@ def region_weights(target: np.ndarray) -> np.ndarray:
 
     size = (CELLS, CELLS)
     small = target / CELL
-    out = (_fill(small[geometry.OVAL], size) > 0.5).astype(np.uint8)
+    out = (fill_polygon(small[geometry.OVAL], size) > 0.5).astype(np.uint8)
     regions = [geometry.OUTER_LIPS]
     for eye in (0, 1):
         lids = np.concatenate([geometry.UPPER_LIDS[eye], geometry.LOWER_LIDS[eye], geometry.EYE_CORNERS[eye]])
@@ -342,7 +270,7 @@ def region_weights(target: np.ndarray) -> np.ndarray:
         hull = cv2.convexHull(small[region].astype(np.float32))[:, 0]
         centre = hull.mean(0)
         length = np.linalg.norm(hull - centre, axis=1, keepdims=True)
-        out[_fill(centre + (hull - centre) * (1 + 1.2 / length), size) > 0.3] = 2
-    if _mouth_open(target) > OPEN_MOUTH:
-        out[_fill(small[geometry.INNER_LIPS], size) > 0.5] = 3
+        out[fill_polygon(centre + (hull - centre) * (1 + 1.2 / length), size) > 0.3] = 2
+    if mouth_gap(target) > OPEN_MOUTH:
+        out[fill_polygon(small[geometry.INNER_LIPS], size) > 0.5] = 3
     return out

@@ -9,12 +9,12 @@ and, frame after frame, ``poses`` (T, 6) in pixels of the video and ``coefficien
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from semo_sdk.training.puppet_driver import Driver, DriverClip
 
 __all__ = ["HELD_OUT_CLIPS", "HELD_OUT_PORTRAITS", "Assets", "prepare_assets"]
 
+Row = TypeVar("Row")
 logger = logging.getLogger(__name__)
 
 HELD_OUT_CLIPS, HELD_OUT_PORTRAITS = 60, 50  # the last ones by name
@@ -148,7 +149,7 @@ def one_thread_each() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _in_parallel(function, jobs: list[tuple], workers: int) -> list:  # type: ignore[no-untyped-def, type-arg]
+def _in_parallel(function: Callable[..., Row], jobs: list[tuple[Path, ...]], workers: int) -> list[Row]:
     import multiprocessing
 
     if workers < 2:
@@ -157,14 +158,9 @@ def _in_parallel(function, jobs: list[tuple], workers: int) -> list:  # type: ig
         return pool.starmap(function, jobs, chunksize=4)
 
 
-@functools.cache
-def _twins(key: bytes) -> np.ndarray:
-    return puppet_geometry.mirror_pairs(np.frombuffer(key).reshape(-1, 3))
-
-
 def _mirror(meshes: np.ndarray, sizes: np.ndarray, canonical: np.ndarray) -> np.ndarray:
     """Meshes of the photos turned left to right."""
-    flipped = meshes[:, _twins(canonical.tobytes())].copy()
+    flipped = meshes[:, puppet_geometry.mirror_pairs(canonical)].copy()
     flipped[..., 0] = sizes[:, None, 0] - flipped[..., 0]
     return flipped
 
@@ -175,9 +171,7 @@ def _usable(meshes: np.ndarray, poses: np.ndarray, sizes: np.ndarray, canonical:
     whole = ((meshes[..., :2] > 0) & (meshes[..., :2] < sizes[:, None])).all((1, 2))
     own = puppet_geometry.frontal(meshes, poses, canonical)
     gap = (own[:, puppet_geometry.INNER_LOWER[3:8], 1] - own[:, puppet_geometry.INNER_UPPER[3:8], 1]).mean(1)
-    return np.asarray(
-        (np.abs(poses[:, :3]) < limits).all(1) & (poses[:, 3] >= MIN_FACE) & whole & (gap <= MAX_GAP)
-    )
+    return np.asarray((np.abs(poses[:, :3]) < limits).all(1) & (poses[:, 3] >= MIN_FACE) & whole & (gap <= MAX_GAP))
 
 
 def _fit_driver(clips: list[Path], meshes: np.ndarray, cache: Path, grid_dir: Path) -> Driver:
@@ -194,9 +188,7 @@ def _fit_driver(clips: list[Path], meshes: np.ndarray, cache: Path, grid_dir: Pa
 def _save_motion(clips: list[Path], driver: Driver, grid_dir: Path, cache: Path) -> None:
     if cache.exists():
         return
-    motions = [
-        driver.clip(path.stem, puppet_driver.track_clip(grid_dir / f"{path.stem}.mp4", path)) for path in clips
-    ]
+    motions = [driver.clip(path.stem, puppet_driver.track_clip(grid_dir / f"{path.stem}.mp4", path)) for path in clips]
     temporary = cache.with_suffix(".partial.npz")
     np.savez(
         temporary,

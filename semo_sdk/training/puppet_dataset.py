@@ -172,9 +172,7 @@ def _perform(assets: Assets, index: int, motion: _Motion, video: list[np.ndarray
     centre = own[4:6] + (IMAGE_SIZE / 2 - middle[4:6]) * side / IMAGE_SIZE
     photo, mesh = assets.portrait(index)
     in_crop = (mesh - np.array([*(centre - side / 2), 0])) * (IMAGE_SIZE / side)
-    identity = puppet.make_identity(
-        puppet.square_crop(photo, centre, side), in_crop, driver.canonical, driver.opening
-    )
+    identity = puppet.make_identity(puppet.square_crop(photo, centre, side), in_crop, driver.canonical, driver.opening)
     new_centre, new_side, matrix = _jitter(centre, side, rng)
     at_rest = np.concatenate([in_crop[: puppet_geometry.MESH, :2], identity.points[puppet_geometry.MESH :]])
     points = [at_rest @ matrix[:, :2].T + matrix[:, 2]]
@@ -276,9 +274,7 @@ def _start_worker(assets: Assets) -> None:
 
 def _work(job: tuple[Path, int, int, int, int]) -> Path:
     out, index, identities, frames, seed = job
-    return render_group(
-        _worker["assets"], out, index=index, identities=identities, frames=frames, seed=seed
-    )
+    return render_group(_worker["assets"], out, index=index, identities=identities, frames=frames, seed=seed)
 
 
 def render_dataset(

@@ -145,9 +145,7 @@ class Driver:
     def blink(self, closure: np.ndarray) -> np.ndarray:
         """Coefficients (T, 24) to add for lids closed by ``closure`` (T,), 0 to 1."""
         displacement = np.zeros((len(closure), geometry.MESH, 3))
-        for upper, lower, crease in zip(
-            geometry.UPPER_LIDS, geometry.LOWER_LIDS, geometry.CREASES, strict=True
-        ):
+        for upper, lower, crease in zip(geometry.UPPER_LIDS, geometry.LOWER_LIDS, geometry.CREASES, strict=True):
             travel = (self.neutral[lower] - self.neutral[upper]) * geometry.FULL_CLOSURE
             displacement[:, upper] = closure[:, None, None] * travel
             displacement[:, crease] = closure[:, None, None] * travel * geometry.CREASE_TRAVEL
