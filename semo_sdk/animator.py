@@ -16,7 +16,7 @@ from semo_sdk.backends import load_engines
 from semo_sdk.bundle import Bundle
 from semo_sdk.clip import Clip, fit_audio
 from semo_sdk.config import SemoConfig
-from semo_sdk.constants import CHUNK_FRAMES, SAMPLES_PER_FRAME
+from semo_sdk.constants import CHUNK_FRAMES
 from semo_sdk.driving import Driver, face_crops
 from semo_sdk.errors import AudioError
 from semo_sdk.media.audio import load_audio
@@ -25,9 +25,8 @@ from semo_sdk.motion import Motion
 from semo_sdk.pipeline.graphs import Graphs
 from semo_sdk.pipeline.motion import encode_motion
 from semo_sdk.pipeline.reference import Reference, encode_reference
-from semo_sdk.pipeline.render import render
 from semo_sdk.pipeline.state import StreamState
-from semo_sdk.pipeline.stream import Chunk, drain, frames_in, plan, step
+from semo_sdk.pipeline.stream import Chunk, drain, draw, frames_in, speak, step
 from semo_sdk.session import Session
 
 if TYPE_CHECKING:
@@ -222,7 +221,7 @@ class Animator:
             portrait=self.portrait,
             frames=frames,
             chunks=lambda: drain(self.graphs, self.reference, start),
-            motion=lambda: self._speak(start),
+            motion=lambda: Motion(speak(self.graphs, self.reference, start), self.config.name),
             audio=fit_audio(pcm, frames),
         )
 
@@ -292,7 +291,7 @@ class Animator:
         return Clip(
             portrait=self.portrait,
             frames=frames,
-            chunks=lambda: self._draw(checked.tokens, sound),
+            chunks=lambda: draw(self.graphs, self.reference, checked.tokens, sound),
             motion=lambda: checked,
             audio=sound,
         )
@@ -321,24 +320,6 @@ class Animator:
         return StreamState.start(
             self.config, self.reference.motion[0], latency=latency, seed=seed, guidance=expressiveness
         )
-
-    def _speak(self, state: StreamState) -> Motion:
-        """Motion of all pending speech, without drawing."""
-        tokens = []
-        while len(state.pending):
-            made, state = plan(self.graphs, self.reference, state)
-            tokens.append(made.tokens[: made.count])
-        return Motion(np.concatenate(tokens), self.config.name)
-
-    def _draw(self, tokens: np.ndarray, sound: np.ndarray | None) -> Iterator[Chunk]:
-        """Frames of given tokens, with their sound or silence."""
-        reference = self.reference
-        for number, start in enumerate(range(0, len(tokens), CHUNK_FRAMES)):
-            part = tokens[start : start + CHUNK_FRAMES]
-            frames = render(self.graphs, reference, part[None], seed=0, pass_index=number)[0]
-            samples = slice(start * SAMPLES_PER_FRAME, (start + len(part)) * SAMPLES_PER_FRAME)
-            audio = np.zeros(len(part) * SAMPLES_PER_FRAME, np.float32) if sound is None else sound[samples]
-            yield Chunk(frames, audio, part, start)
 
 
 def _find(portrait: Any, face_index: int | None, crop_scale: float) -> Portrait:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from semo_sdk.animator import Animator
 from semo_sdk.backends import fake_engines
 from semo_sdk.config import AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
 from semo_sdk.constants import IMAGE_SIZE, SAMPLE_RATE
+from semo_sdk.media.image import Portrait, find_portrait, load_image
 from semo_sdk.pipeline.graphs import Graphs
 from semo_sdk.pipeline.reference import Reference, encode_reference
+from semo_sdk.pipeline.state import StreamState
+from semo_sdk.pipeline.stream import Chunk
+from semo_sdk.session import Session
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 # semo-tiny's shape (warp prior, one step, DCT), but so small that export and every engine take seconds.
+Open = Callable[..., Session]
+
 TINY = SemoConfig(
     name="tiny-random",
     vae="patch",
@@ -54,6 +62,20 @@ def splits(total: int, *, seed: int, largest: int) -> list[slice]:
     return pieces
 
 
+def assert_same(mine: Iterable[Chunk], theirs: Iterable[Chunk]) -> None:
+    """The same frames, sound and motion; where a chunk ends may differ."""
+    mine, theirs = list(mine), list(theirs)
+    for name in ("frames", "audio", "motion"):
+        a, b = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for chunks in (mine, theirs))
+        assert a.shape == b.shape and np.array_equal(a, b), name
+    assert mine[0].index == theirs[0].index
+
+
+def spoken(session: Session, pieces: Iterable[np.ndarray], rate: int = SAMPLE_RATE) -> list[Chunk]:
+    chunks = [chunk for piece in pieces for chunk in session.push(piece, rate)]
+    return chunks + session.flush()
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> SemoConfig:
     """Config of the tiny model."""
@@ -88,3 +110,31 @@ def portrait_path() -> Path:
 def speech_path() -> Path:
     """A short real utterance."""
     return EXAMPLES / "speech.wav"
+
+
+@pytest.fixture(scope="session")
+def portrait(portrait_path: Path) -> Portrait:
+    """That photo's face, found and cropped."""
+    return find_portrait(load_image(portrait_path))
+
+
+@pytest.fixture
+def animator(portrait: Portrait, graphs: Graphs) -> Animator:
+    """That portrait on fake engines."""
+    return Animator.from_graphs(portrait, graphs)
+
+
+@pytest.fixture
+def begin(graphs: Graphs, reference: Reference) -> Callable[..., StreamState]:
+    def make(latency: str = "balanced", seed: int = 0) -> StreamState:
+        return StreamState.start(graphs.config, reference.motion[0], latency=latency, seed=seed, guidance=None)
+
+    return make
+
+
+@pytest.fixture
+def open_session(graphs: Graphs, reference: Reference, begin: Callable[..., StreamState]) -> Open:
+    def make(latency: str = "balanced", seed: int = 0) -> Session:
+        return Session(graphs, reference, begin(latency, seed))
+
+    return make

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,7 @@ class StreamState:
     def to_bytes(self) -> bytes:
         """The whole state as an ``.npz`` file in memory (no pickle); about 180 kB."""
         buffer = io.BytesIO()
-        arrays = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        arrays: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
         arrays["seed"] = np.asarray(self.seed, np.uint64)
         np.savez(buffer, format=np.asarray(FORMAT), **arrays)
         return buffer.getvalue()

@@ -19,7 +19,7 @@ from semo_sdk.pipeline.reference import Reference
 from semo_sdk.pipeline.render import launch_size, render
 from semo_sdk.pipeline.state import StreamState
 
-__all__ = ["Chunk", "Plan", "drain", "frames_in", "plan", "step"]
+__all__ = ["Chunk", "Plan", "drain", "draw", "frames_in", "plan", "speak", "step"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,3 +142,29 @@ def drain(graphs: Graphs, reference: Reference, state: StreamState) -> Iterator[
     while len(state.pending):
         chunk, state = step(graphs, reference, state)
         yield chunk
+
+
+def speak(graphs: Graphs, reference: Reference, state: StreamState) -> np.ndarray:
+    """(n, D) float32 motion tokens for all pending sound: what :func:`drain` would draw, without drawing it."""
+    tokens = [np.zeros((0, state.context.shape[1]), np.float32)]
+    while len(state.pending):
+        made, state = plan(graphs, reference, state)
+        tokens.append(made.tokens[: made.count])
+    return np.concatenate(tokens)
+
+
+def draw(graphs: Graphs, reference: Reference, tokens: np.ndarray, sound: np.ndarray | None) -> Iterator[Chunk]:
+    """Given motion as chunks of up to 16 frames.
+
+    Args:
+        graphs: the model.
+        reference: of one portrait.
+        tokens: (n, D) float32.
+        sound: (n * 640,) float32 that goes with them; None gives silence.
+    """
+    for number, start in enumerate(range(0, len(tokens), CHUNK_FRAMES)):
+        part = tokens[start : start + CHUNK_FRAMES]
+        frames = render(graphs, reference, part[None], seed=0, pass_index=number)[0]
+        samples = slice(start * SAMPLES_PER_FRAME, (start + len(part)) * SAMPLES_PER_FRAME)
+        audio = np.zeros(len(part) * SAMPLES_PER_FRAME, np.float32) if sound is None else sound[samples]
+        yield Chunk(frames, audio, part, start)

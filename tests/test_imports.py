@@ -1,0 +1,121 @@
+"""Which module may import which (DESIGN, section 4), and how large a file may grow."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import semo_sdk
+
+ROOT = Path(__file__).parent.parent
+SOURCES = {"semo_sdk": "semo_sdk", "semo_sdk.export": "export", "semo_sdk.engines": "engines"}
+SOURCES["semo_sdk.benchmarks"] = "benchmarks"
+MAX_LINES = 350
+
+BASE = {"constants", "errors", "config"}
+RUNTIME = BASE | {"bundle", "media", "backends", "pipeline"}
+API = RUNTIME | {"motion", "session", "clip", "driving", "animator"}
+# Part of the package -> the parts that it may import. Imports point one way: no entry may lead back to itself.
+ALLOWED: dict[str, set[str]] = {
+    "constants": set(),
+    "errors": set(),
+    "config": {"constants", "errors"},
+    "bundle": BASE,
+    "media": BASE,
+    "models": BASE,
+    "backends": BASE | {"bundle", "models"},  # models only inside backends/torch.py
+    "pipeline": BASE | {"backends"},
+    "motion": BASE,
+    "driving": BASE | {"media"},
+    "session": BASE | {"media", "pipeline"},
+    "clip": BASE | {"media", "motion", "pipeline"},
+    "animator": RUNTIME | {"motion", "session", "clip", "driving"},
+    "export": BASE | {"bundle", "backends", "models"},
+    "engines": BASE | {"bundle", "backends"},
+    "training": BASE | {"media", "models"},
+    "doctor": RUNTIME,
+    "benchmarks": API | {"doctor", "training"},
+    "serving": API,
+    "cli": API | {"doctor", "export", "engines", "training", "benchmarks", "serving"},
+}
+HEAVY = {"PIL", "cv2", "diffusers", "imageio_ffmpeg", "matplotlib", "onnx", "onnxruntime", "openvino", "safetensors"}
+HEAVY |= {"scipy", "tensorrt", "torch", "tqdm", "whisper"}
+LIGHT = {"constants", "errors", "config", "bundle", "media", "backends", "pipeline", "motion", "driving", "session"}
+LIGHT |= {"clip", "animator", "doctor", "cli", "__init__"}
+
+
+def modules() -> Iterator[tuple[str, str, Path]]:
+    """Part, dotted name and file of every module of the package."""
+    for package, folder in SOURCES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            inner = path.relative_to(ROOT / folder).with_suffix("").parts
+            name = ".".join([package, *inner])
+            yield name.split(".")[1], name, path
+
+
+MODULES = list(modules())
+
+
+def imported(nodes: Iterator[ast.AST] | list[ast.stmt]) -> Iterator[str]:
+    """Dotted names of everything that these nodes import."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are not used here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def at_import_time(body: list[ast.stmt]) -> Iterator[str]:
+    """What is imported when the module is: not inside functions, not for type checkers only."""
+    yield from imported(body)
+    for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        for block in ("body", "orelse", "finalbody"):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from at_import_time(getattr(node, block, []))
+
+
+def part_of(name: str) -> str | None:
+    """``semo_sdk.media.audio.load_audio`` -> ``media``; None outside the package."""
+    pieces = name.split(".")
+    if len(pieces) == 2 and pieces[1] in semo_sdk.__all__:  # through the front door
+        pieces = getattr(semo_sdk, pieces[1]).__module__.split(".") if pieces[1] != "__version__" else ["version"]
+    return pieces[1] if pieces[0] == "semo_sdk" and len(pieces) > 1 else None
+
+
+@pytest.mark.parametrize(("part", "name", "path"), MODULES, ids=[name for _, name, _ in MODULES])
+def test_imports_point_one_way(part: str, name: str, path: Path) -> None:
+    if part == "__init__":
+        return  # the lazy front door names everything
+    assert part in ALLOWED, f"{name}: say in tests/test_imports.py what {part!r} may import"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    parts = {part_of(target) for target in imported(ast.walk(tree))} - {None, part}
+    assert parts <= ALLOWED[part], f"{name} imports {sorted(str(p) for p in parts - ALLOWED[part])}"
+
+
+def test_the_allowed_imports_have_no_cycle() -> None:
+    done: set[str] = set()
+    while len(done) < len(ALLOWED):
+        ready = {part for part, needs in ALLOWED.items() if needs <= done} - done
+        assert ready, f"a cycle among {sorted(set(ALLOWED) - done)}"
+        done |= ready
+
+
+@pytest.mark.parametrize(("part", "name", "path"), MODULES, ids=[name for _, name, _ in MODULES])
+def test_the_runtime_imports_nothing_heavy_at_import_time(part: str, name: str, path: Path) -> None:
+    if part not in LIGHT:
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    heavy = {target.partition(".")[0] for target in at_import_time(tree.body)} & HEAVY
+    assert not heavy, f"{name} imports {sorted(heavy)} when it is imported: move that into the function that needs it"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/*.py")) + [p for _, _, p in MODULES], ids=lambda p: p.name)
+def test_files_stay_small(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{path.name} has {lines} lines, at most {MAX_LINES} are allowed: split it"
