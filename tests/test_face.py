@@ -92,7 +92,7 @@ def test_tracker_follows_loses_and_finds_again(portrait: np.ndarray) -> None:
         shift = (moved.points - start.points)[:, :2].mean(0)
         assert np.allclose(shift, [5 * step, 0], atol=1.5)
     assert tracker(np.zeros_like(portrait)) is None
-    again = tracker(portrait)
+    again = list(tracker.track([portrait]))[0]
     assert again is not None and np.abs(again.points - start.points)[:, :2].mean() < 1
 
 

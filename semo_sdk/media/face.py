@@ -6,16 +6,12 @@ their ``.tflite`` files directly. Only numpy is used around them.
 Conventions: images are (H, W, 3) uint8 RGB; coordinates are pixels, x right, y down, with (0, 0) the *corner* of
 the first pixel (its centre is (0.5, 0.5)); "left" and "right" are the subject's, as in MediaPipe. Crops are affine
 maps ``image = matrix @ (u, v, 1)`` from crop pixels to image pixels.
-
->>> face = FaceDetector()(image)[0]
->>> landmarks = FaceMesh()(image, face)
->>> mouth_opening(landmarks.points)
-0.04
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -344,3 +340,7 @@ class FaceTracker:
             faces = self._detector(image)
             self._last = self._mesh(image, faces[0]) if faces else None
         return self._last
+
+    def track(self, frames: Iterable[np.ndarray]) -> Iterator[Landmarks | None]:
+        """Landmarks of each frame of a video, in order."""
+        return (self(frame) for frame in frames)
