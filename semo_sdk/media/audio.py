@@ -112,7 +112,8 @@ def _check_floats(samples: np.ndarray) -> None:
 def _decode(source: str | os.PathLike[str] | bytes) -> Iterator[np.ndarray]:
     """Pieces of a file's sound at 16 kHz, while ffmpeg decodes it."""
     with local_file(source, AudioError) as (arguments, name):
-        output = ["-map", "0:a:0", "-ac", "1", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
+        mono = "aresample=out_chlayout=mono:out_sample_fmt=flt:rematrix_maxval=1"  # the mean of stereo, not the sum
+        output = ["-map", "0:a:0", "-af", mono, "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
         ffmpeg = Ffmpeg([*arguments, *output], write=False)
         try:
             header = ffmpeg.stdout.read(24)
