@@ -166,6 +166,8 @@ class Driver:
     @classmethod
     def fit(cls, clips: list[np.ndarray], canonical: np.ndarray) -> Driver:
         """Neutral face and basis of a speaker from the raw landmarks (T, 478, 3) of many clips."""
+        from scipy.linalg import eigh
+
         shapes = np.concatenate([smooth_clip(points, canonical)[1] for points in clips]).astype(np.float32)
         gap = (shapes[:, geometry.INNER_LOWER[3:8], 1] - shapes[:, geometry.INNER_UPPER[3:8], 1]).mean(1)
         closed = gap <= max(CLOSED, float(np.quantile(gap, 0.1)))
@@ -179,8 +181,9 @@ class Driver:
         opening[geometry.STABLE] = 0
         weights = _vertex_weights()
         flat = (moves * weights[:, None]).reshape(len(moves), -1)
-        _, vectors = np.linalg.eigh(flat.T @ flat)
-        axes = vectors[:, ::-1][:, :COMPONENTS].T  # (24, 468 * 3), orthonormal in weighted space
+        size = flat.shape[1]
+        _, vectors = eigh(flat.T @ flat, subset_by_index=[size - COMPONENTS, size - 1])
+        axes = vectors[:, ::-1].T  # (24, 468 * 3), orthonormal in weighted space
         scale = (flat @ axes.T).std(0)[:, None, None]
         axes = axes.reshape(COMPONENTS, geometry.MESH, 3)
         return cls(
