@@ -228,14 +228,14 @@ def test_the_crop_does_not_depend_on_the_size_of_the_photo(portrait: Portrait, p
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0, 7.3])
 def test_crop_square_is_exact_on_a_plane(scale: float) -> None:
     """A linear ramp stays that ramp at every position and scale: no shift of half a pixel anywhere."""
-    slope = 1.5 / scale
+    slope = 1.2 / scale
     y, x = np.mgrid[0:600, 0:600] + 0.5
     ramp = np.rint(np.clip(np.stack([slope * x, slope * y, slope * (x + y) / 2], -1), 0, 255)).astype(np.uint8)
     crop = crop_square(ramp, (41.3, 60.7, 64 * scale), 64)
     along = (np.arange(64) + 0.5) * scale
     for channel, expected in ((0, slope * (41.3 + along[None, :])), (1, slope * (60.7 + along[:, None]))):
         error = crop[..., channel] - expected
-        assert np.abs(error).max() < 1.1 and abs(error.mean()) < 0.15  # half a pixel would be 0.75
+        assert np.abs(error).max() < 1.1 and abs(error.mean()) < 0.15  # half a pixel would be 0.6
 
 
 def test_fine_stripes_do_not_alias() -> None:
