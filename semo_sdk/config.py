@@ -31,9 +31,7 @@ class EncoderConfig(Strict):
     hidden: int = Field(768, ge=32, description="width of the transformer")
     layers: int = Field(8, ge=1)
     heads: int = Field(8, ge=1)
-    mask_max: float = Field(
-        0.9, ge=0.0, lt=1.0, description="masking ratio in training is uniform in [0, mask_max]"
-    )
+    mask_max: float = Field(0.9, ge=0.0, lt=1.0, description="masking ratio in training is uniform in [0, mask_max]")
 
 
 class DecoderConfig(Strict):
@@ -57,9 +55,7 @@ class DecoderConfig(Strict):
     )
     warp_layers: int = Field(0, ge=0, description="blocks of the head that predicts the warp field")
     warp_size: int = Field(64, description="side of the predicted warp field, in cells")
-    refine_channels: int = Field(
-        0, ge=0, description="channels of the convolutional output stage; 0 = linear (paper)"
-    )
+    refine_channels: int = Field(0, ge=0, description="channels of the convolutional output stage; 0 = linear (paper)")
     steps: int = Field(4, ge=1, le=50, description="Euler steps in the exported render graph")
 
     @model_validator(mode="after")
@@ -78,9 +74,7 @@ class GeneratorConfig(Strict):
     layers: int = Field(8, ge=1)
     heads: int = Field(8, ge=1)
     steps: int = Field(8, ge=1, le=50, description="Euler steps in the exported motion graph")
-    guidance: float = Field(
-        1.0, ge=0.0, le=10.0, description="default classifier-free guidance on the speech"
-    )
+    guidance: float = Field(1.0, ge=0.0, le=10.0, description="default classifier-free guidance on the speech")
 
 
 class AudioConfig(Strict):
@@ -142,9 +136,7 @@ class SemoConfig(Strict):
         if self.latent_size % self.patch:
             raise ValueError(f"patch {self.patch} does not divide the latent size {self.latent_size}")
         if self.decoder.warp_size % self.grid:
-            raise ValueError(
-                f"warp_size {self.decoder.warp_size} is not a multiple of the token grid {self.grid}"
-            )
+            raise ValueError(f"warp_size {self.decoder.warp_size} is not a multiple of the token grid {self.grid}")
         return self
 
 
@@ -168,7 +160,7 @@ PRESETS: dict[str, SemoConfig] = {
             refine_channels=64,
             steps=1,
         ),
-        generator=GeneratorConfig(hidden=320, layers=6, heads=5, steps=4, guidance=1.0),
+        generator=GeneratorConfig(hidden=256, layers=4, heads=4, steps=4, guidance=1.0),
     ),
 }
 
@@ -210,7 +202,5 @@ def parse_config(text: str, *, where: str = "config") -> SemoConfig:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where} is not JSON: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()
-        )
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{where}: {problems}") from error

@@ -1,7 +1,7 @@
 """Rectified flow in the paper's convention (sections 3.1 and 3.3, equations 1 and 2).
 
-``x_t = (1 - t) x + t e`` with data ``x`` at t = 0 and the prior ``e`` at t = 1; the velocity is ``v = x - e``. Going from
-t to s < t therefore *adds* ``(t - s) v``. (Many code bases regress ``e - x`` and step the other way.)
+``x_t = (1 - t) x + t e`` with data ``x`` at t = 0 and the prior ``e`` at t = 1; the velocity is ``v = x - e``. Going
+from t to s < t therefore *adds* ``(t - s) v``. (Many code bases regress ``e - x`` and step the other way.)
 """
 
 from __future__ import annotations

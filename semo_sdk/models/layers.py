@@ -1,7 +1,7 @@
 """Transformer pieces shared by the encoder, the decoder and the generator.
 
-Numerically delicate parts (layer norm, softmax) run in float32 whatever the module's dtype, with explicit casts: that is
-what makes a ``.half()`` model a safe, strongly typed float16 graph.
+Numerically delicate parts (layer norm, softmax) run in float32 whatever the module's dtype, with explicit casts: that
+is what makes a ``.half()`` model a safe, strongly typed float16 graph.
 """
 
 from __future__ import annotations
@@ -35,9 +35,14 @@ class LayerNorm(nn.Module):
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.float()
-        bias = None if self.bias is None else self.bias.float()
+        if x.dtype == torch.bfloat16:  # the kernel itself computes in float32
+            return F.layer_norm(x, (self.width,), _to(self.weight, x.dtype), _to(self.bias, x.dtype), eps=1e-6)
+        weight, bias = _to(self.weight, torch.float32), _to(self.bias, torch.float32)
         return F.layer_norm(x.float(), (self.width,), weight, bias, eps=1e-6).to(x.dtype)
+
+
+def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.to(dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -59,9 +64,7 @@ class Mlp(nn.Sequential):
     """Feed-forward network, four times as wide inside."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(
-            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
-        )
+        super().__init__(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
 
 
 class Block(nn.Module):
@@ -79,7 +82,7 @@ class Block(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 class AdaBlock(nn.Module):
@@ -137,12 +140,12 @@ class AdaBlock(nn.Module):
             out = attention(q, k, v, self.heads)
         else:
             out = attention(q, torch.cat([extra[0], k], -2), torch.cat([extra[1], v], -2), self.heads)
-        x = x + ada[2] * self.proj(out)
+        x = torch.addcmul(x, ada[2], self.proj(out))
         if features is not None:
             kc, vc = self.kv_cross(features).chunk(2, dim=-1)
             x = x + self.proj_cross(attention(self.q_cross(self.norm_cross(x)), kc, vc, self.heads))
         if self.mlp is not None and self.norm2 is not None:
-            x = x + ada[5] * self.mlp(modulate(self.norm2(x), ada[3], ada[4]))
+            x = torch.addcmul(x, ada[5], self.mlp(modulate(self.norm2(x), ada[3], ada[4])))
         return x, k, v
 
 

@@ -1,4 +1,4 @@
-"""Motion decoder: reference latents + motion -> target latents by rectified flow (paper, section 3.1, "Motion Decoder").
+"""Motion decoder: reference latents + motion -> target latents by rectified flow (paper, section 3.1).
 
 Each denoising layer is a Motion Control Module block (self-attention over reference features, noised target, reference
 motion and target motion, then a feed-forward network) followed by a Temporal Align Module block (self-attention of each
@@ -110,9 +110,7 @@ class MotionDecoder(nn.Module):
         per_frame = self._condition(t, x)  # (B, 1, width)
         condition = per_frame[:, None].expand(-1, frames, -1, -1).flatten(0, 1)
         for i, (control, align) in enumerate(zip(self.control, self.align, strict=True)):
-            extra = (
-                None if cache is None else (_per_frame(cache[i][0], frames), _per_frame(cache[i][1], frames))
-            )
+            extra = None if cache is None else (_per_frame(cache[i][0], frames), _per_frame(cache[i][1], frames))
             x = control(x, condition, extra=extra)
             place = self._along_time(x[:, head:], align, per_frame, batch, frames)
             x = torch.cat([x[:, :head], place], dim=1)
@@ -137,13 +135,15 @@ class MotionDecoder(nn.Module):
         return flow.sample(field, prior, steps)
 
     def _embed(self, layer: nn.Module, latents: Tensor) -> Tensor:
-        return layer(patchify(latents, self.patch)) + self.position.to(latents.dtype)
+        x = layer(patchify(latents, self.patch))
+        return x + self.position.to(x.dtype)
 
     def _condition(self, t: Tensor, like: Tensor) -> Tensor:
         return F.silu(self.time(t)).unsqueeze(1).to(like.dtype)
 
     def _motion_tokens(self, motion: Tensor, role: int) -> Tensor:
-        return self.embed_motion(motion.unflatten(-1, self.motion_shape)) + self.roles[role].to(motion.dtype)
+        x = self.embed_motion(motion.unflatten(-1, self.motion_shape))
+        return x + self.roles[role].to(x.dtype)
 
     def _along_time(self, x: Tensor, block: nn.Module, condition: Tensor, batch: int, frames: int) -> Tensor:
         """Temporal Align Module: each place attends along time inside windows of ``temporal_window`` frames."""
@@ -171,9 +171,7 @@ class WarpHead(nn.Module):
         c = config.decoder
         self.patch, self.grid, self.cells = config.patch, config.grid, c.warp_size // config.grid
         self.embed = nn.Linear(config.latent_channels * config.patch**2, c.hidden)
-        self.pair = nn.Sequential(
-            nn.Linear(2 * config.motion_dim, c.hidden), nn.SiLU(), nn.Linear(c.hidden, c.hidden)
-        )
+        self.pair = nn.Sequential(nn.Linear(2 * config.motion_dim, c.hidden), nn.SiLU(), nn.Linear(c.hidden, c.hidden))
         self.register_buffer("position", grid_embedding(config.grid, c.hidden), persistent=False)
         self.blocks = nn.ModuleList(AdaBlock(c.hidden, c.heads) for _ in range(c.warp_layers))
         self.norm = LayerNorm(c.hidden)
@@ -190,15 +188,15 @@ class WarpHead(nn.Module):
         frames = motion.shape[1]
         pair = torch.cat([reference_motion.expand(-1, frames, -1), motion - reference_motion], dim=-1)
         condition = F.silu(self.pair(pair)).flatten(0, 1).unsqueeze(1)
-        x = self.embed(patchify(reference, self.patch)) + self.position.to(reference.dtype)
-        x = _per_frame(x, frames)
+        x = self.embed(patchify(reference, self.patch))
+        x = _per_frame(x + self.position.to(x.dtype), frames)
         for block in self.blocks:
             x = block(x, condition)
         return unpatchify(self.out(self.norm(x)), self.cells, self.grid)
 
 
 class OutputHead(nn.Module):
-    """Tokens -> velocity in latents: linear (the paper), or with a small convolutional stage that sees x_t at full size."""
+    """Tokens -> velocity in latents: linear (the paper), or with a convolutional stage that sees x_t at full size."""
 
     def __init__(self, config: SemoConfig) -> None:
         super().__init__()
@@ -209,9 +207,7 @@ class OutputHead(nn.Module):
         if width:
             self.skip = nn.Conv2d(channels, width, 1)
             self.refine = nn.ModuleList(
-                nn.Sequential(
-                    nn.Conv2d(width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1)
-                )
+                nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1))
                 for _ in range(2)
             )
             self.last = nn.Conv2d(width, channels, 1)

@@ -38,7 +38,8 @@ class MotionEncoder(nn.Module):
         Returns:
             (B, T * D) motion, T tokens of width D side by side.
         """
-        x = self.embed(patchify(latents, self.patch)) + self.position.to(latents.dtype)
+        x = self.embed(patchify(latents, self.patch))
+        x = x + self.position.to(x.dtype)
         if mask_ratio > 0:
             x = drop_patches(x, mask_ratio)
         tokens = self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)

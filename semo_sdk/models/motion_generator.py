@@ -34,9 +34,7 @@ class MotionGenerator(Float32Buffers):
         self.embed_audio = nn.Linear(config.audio.width, c.hidden)
         self.audio_norm = LayerNorm(c.hidden)
         self.align_audio = nn.Linear(FEATURES_PER_FRAME * c.hidden, c.hidden)
-        self.silence = nn.Parameter(
-            torch.randn(c.hidden) * 0.02
-        )  # stands for audio that is masked or dropped
+        self.silence = nn.Parameter(torch.randn(c.hidden) * 0.02)  # stands for audio that is masked or dropped
         self.time = TimeEmbedding(c.hidden)
         moments = torch.arange(-CONTEXT_FRAMES, CHUNK_FRAMES)
         self.register_buffer("moments", sincos(moments * 16, c.hidden), persistent=False)
@@ -69,12 +67,8 @@ class MotionGenerator(Float32Buffers):
         audio = self._audio(features, heard) + moments.repeat_interleave(FEATURES_PER_FRAME, 0)
         aligned = self.align_audio(audio.unflatten(1, (FEATURE_FRAMES, FEATURES_PER_FRAME)).flatten(2))
         past = self._tokens(self.embed, context, 1, moments[:CONTEXT_FRAMES] + aligned[:, :CONTEXT_FRAMES])
-        target = self._tokens(
-            self.embed_target, x_t, 2, moments[CONTEXT_FRAMES:] + aligned[:, CONTEXT_FRAMES:]
-        )
-        x = torch.cat(
-            [self._tokens(self.embed, reference, 0, torch.zeros_like(moments[:1])), past, target], 1
-        )
+        target = self._tokens(self.embed_target, x_t, 2, moments[CONTEXT_FRAMES:] + aligned[:, CONTEXT_FRAMES:])
+        x = torch.cat([self._tokens(self.embed, reference, 0, torch.zeros_like(moments[:1])), past, target], 1)
         condition = F.silu(self.time(t)).unsqueeze(1).to(x.dtype)
         for block in self.blocks:
             x = block(x, condition, features=audio)
@@ -134,9 +128,7 @@ def align_features(features: Tensor, available: Tensor) -> tuple[Tensor, Tensor]
     Returns:
         Features (B, 24, width) of frames n - 8 .. n + 15, and which of them were heard (B, 24) bool.
     """
-    place = (
-        torch.arange(FEATURE_FRAMES, device=features.device)[None, :] + (CHUNK_FRAMES - available)[:, None]
-    )
+    place = torch.arange(FEATURE_FRAMES, device=features.device)[None, :] + (CHUNK_FRAMES - available)[:, None]
     heard = place < FEATURE_FRAMES
     index = place.clamp(max=FEATURE_FRAMES - 1).unsqueeze(-1).expand(-1, -1, features.shape[-1])
     return features.gather(1, index), heard

@@ -46,7 +46,7 @@ class Vae(Float32Buffers, ABC):
 
 
 def warp(image: Tensor, offsets: Tensor) -> Tensor:
-    """Samples (B, C, h, w) at the identity grid plus bilinearly resized offsets (B, 2, H, W); float32, edges repeated."""
+    """Samples (B, C, h, w) at the identity grid plus resized offsets (B, 2, H, W); float32, edges repeated."""
     height, width = image.shape[-2:]
     flow = F.interpolate(offsets.float(), size=(height, width), mode="bilinear", align_corners=False)
     ys = (torch.arange(height, device=image.device) + 0.5) * (2 / height) - 1
@@ -75,9 +75,7 @@ class PatchVae(Vae):
         u = torch.arange(8.0)
         radius = (u[:, None] ** 2 + u[None, :] ** 2).sqrt()
         # spectrum of portraits at 256 px: flat mean, then a fall of about radius^-1.6
-        std = (
-            torch.where(radius == 0, 3.2, 0.9 * radius.clamp(min=1.0) ** -1.6).clamp(min=0.02).reshape(1, 64)
-        )
+        std = torch.where(radius == 0, 3.2, 0.9 * radius.clamp(min=1.0) ** -1.6).clamp(min=0.02).reshape(1, 64)
         super().__init__(std.repeat(3, 1).reshape(192))
         basis = torch.einsum("ui,vj->uvij", _dct(8), _dct(8)).reshape(64, 64)
         self.register_buffer("basis", basis.float(), persistent=False)
@@ -181,7 +179,7 @@ class SdVae(Vae):
             raise MissingDependencyError(
                 "vae='sd' needs diffusers: pip install 'semo-sdk[export]'", name="diffusers"
             ) from error
-        kind = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+        kind = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
         self.model: Any = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             layers_per_block=2,

@@ -1,8 +1,8 @@
 """Whisper's log-mel front end and audio encoder, as one graph over a short trailing window of PCM.
 
 Whisper itself pads to 30 s, centres its analysis windows and normalises by the loudest point of the buffer, so its
-features depend on the future. Here, in training and live alike: a window of 2.56 s that ends with the last sample heard,
-analysis windows that end with their hop, and a fixed floor. Streamed features therefore equal offline ones.
+features depend on the future. Here, in training and live alike: a window of 2.56 s that ends with the last sample
+heard, analysis windows that end with their hop, and a fixed floor. Streamed features therefore equal offline ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from semo_sdk.models.layers import Float32Buffers, LayerNorm, attention
 
 
 def mel_filterbank() -> Tensor:
-    """Slaney-normalised mel filters (80, 201) on the Slaney mel scale, 0 to 8 kHz: those that Whisper was trained with."""
+    """Slaney-normalised mel filters (80, 201) on the Slaney mel scale, 0 to 8 kHz: those of Whisper's training."""
 
     def to_hz(mel: Tensor) -> Tensor:
         linear = mel * (200.0 / 3)
@@ -53,9 +53,7 @@ class LogMel(Float32Buffers):
         self.floor = floor
         n = torch.arange(MEL_WINDOW, dtype=torch.float64)
         window = 0.5 - 0.5 * torch.cos(2 * torch.pi * n / MEL_WINDOW)
-        angles = (
-            2 * torch.pi * torch.arange(MEL_WINDOW // 2 + 1, dtype=torch.float64)[:, None] * n / MEL_WINDOW
-        )
+        angles = 2 * torch.pi * torch.arange(MEL_WINDOW // 2 + 1, dtype=torch.float64)[:, None] * n / MEL_WINDOW
         kernel = torch.cat([torch.cos(angles), -torch.sin(angles)]) * window
         self.register_buffer("kernel", kernel.float()[:, None], persistent=False)
         self.register_buffer("filters", mel_filterbank(), persistent=False)
@@ -159,9 +157,7 @@ def _read_state(source: str | Path) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         return loaded.get("model_state_dict", loaded)
     if path.suffix in (".safetensors", ".pt"):
-        raise CheckpointError(
-            f"Whisper weights {path} do not exist; give a file, or a name such as 'tiny.en'"
-        )
+        raise CheckpointError(f"Whisper weights {path} do not exist; give a file, or a name such as 'tiny.en'")
     try:
         import whisper
     except ImportError as error:

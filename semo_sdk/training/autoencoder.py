@@ -1,0 +1,194 @@
+"""First stage: motion encoder and motion decoder together (paper, section 3.3, equation 1).
+
+To the paper's flow loss two teachers are added that the puppet knows exactly: the dense warp field (for the warp prior)
+and pose and expression of each frame (a linear read-out of the token; it keeps the token from staying empty while the
+decoder is still poor, and fades out).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from semo_sdk.config import SemoConfig, Strict, preset
+from semo_sdk.models import flow
+from semo_sdk.models.checkpoint import save_checkpoint
+from semo_sdk.models.motion_decoder import make_prior
+from semo_sdk.models.semo import SemoModel
+from semo_sdk.models.whisper import load_whisper
+from semo_sdk.training.data import Batch, PuppetData, prefetch
+from semo_sdk.training.loop import LoopConfig, Trainer
+from semo_sdk.training.sheets import write_sheet
+
+REGION_WEIGHT = (0.1, 1.0, 4.0, 8.0)  # background, face, mouth and eyes, inside of the mouth
+FIELD_WEIGHT = (0.3, 1.0, 4.0, 1.0)
+MOTION_SIZE = 30  # pose (6) and expression (24) that the puppet knows of each frame
+
+
+class TrainConfig(Strict):
+    """Everything that the first stage depends on besides its data."""
+
+    model: SemoConfig = preset("semo-tiny")
+    loop: LoopConfig = LoopConfig()
+    groups: int = 3
+    identities: int = 2
+    frames: int = 3
+    flow_from: float = 0.4  # share of the run with encoder and warp alone: five times cheaper, and what the rest needs
+    freeze_encoder_from: float = 0.5  # from here on tokens no longer change: the second stage can start
+    validation_groups: int = 4  # the last ones by name
+    at_prior: float = 0.7  # share of samples at t = 1, the step that must move the face; the others are uniform
+    field_weight: float = 1.0
+    probe_weight: float = 0.5
+    probe_floor: float = 0.1  # of probe_weight, reached at the end of training
+    jitter: float = 0.15  # random brightness, contrast and tint of each identity
+
+
+class Stage1(nn.Module):
+    """Losses of the first stage."""
+
+    def __init__(self, model: SemoModel, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.probe = nn.Linear(model.config.motion_dim, MOTION_SIZE)
+        self.progress = 0.0
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        m, c = self.model, self.config
+        sequences, frames = batch.target.shape[:2]
+        images = torch.cat([batch.reference[:, None], batch.target], 1).flatten(0, 1)
+        with torch.no_grad():
+            tint, lift = self._jitter(sequences, frames + 1)
+            pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+            white = m.whiten(m.vae.encode(pixels * tint + lift)).unflatten(0, (sequences, frames + 1))
+        frozen = self.progress >= c.freeze_encoder_from
+        # one masking ratio a step: the sequences of a batch stay rectangular
+        ratio = 0.0 if frozen else float(torch.rand(())) * m.config.encoder.mask_max
+        with torch.set_grad_enabled(not frozen):
+            tokens = m.encoder(white.flatten(0, 1), ratio).unflatten(0, (sequences, frames + 1))
+        reference_motion, motion = tokens[:, :1], tokens[batch.driver, 1:]
+        reference, target = white[:, 0], white[:, 1:]
+
+        losses: dict[str, Tensor] = {}
+        offsets = None
+        if m.decoder.warp is not None:
+            offsets = m.decoder.warp(reference, reference_motion, motion).float()
+            losses["field"] = field_loss(offsets.unflatten(0, (sequences, frames)), batch.field, batch.weight)
+            offsets = offsets.detach()
+        if self.progress >= c.flow_from:
+            losses["flow"] = self._flow(batch, reference, target, reference_motion, motion, offsets)
+        known = ~batch.motion.isnan()
+        error = F.smooth_l1_loss(self.probe(tokens).float()[known], batch.motion[known], beta=0.5)
+        losses["probe"] = error
+        fade = 1 - (1 - c.probe_floor) * self.progress
+        weights = {"flow": 1.0, "field": c.field_weight, "probe": c.probe_weight * fade}
+        total = sum((weights[name] * value for name, value in losses.items()), torch.zeros(()))
+        return {"loss": total, **losses}
+
+    def _flow(
+        self,
+        batch: Batch,
+        reference: Tensor,
+        target: Tensor,
+        reference_motion: Tensor,
+        motion: Tensor,
+        offsets: Tensor | None,
+    ) -> Tensor:
+        """Flow loss (equation 1) of the paths from the prior to the targets, all whitened."""
+        m, c = self.model, self.config
+        sequences, frames = target.shape[:2]
+        with torch.no_grad():
+            noise = torch.randn_like(target) if m.config.needs_noise else None
+            prior = make_prior(m.config, m.vae, m.unwhiten(reference), noise, offsets, frames).to(target.dtype)
+        t = torch.where(torch.rand(sequences) < c.at_prior, torch.ones(()), torch.rand(sequences))
+        x_t = flow.interpolate(target, prior, t[:, None, None, None, None])
+        cached = m.config.decoder.cache_reference
+        cache = m.decoder.encode_reference(reference) if cached else None
+        joint = None if cached else reference
+        predicted = m.decoder(x_t, t, reference_motion, motion, cache=cache, reference=joint).float()
+        return self._flow_loss(predicted, flow.velocity(target, prior), batch.weight)
+
+    def _flow_loss(self, predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Squared error of the velocity, in between whitened and plain latents, where it moves most."""
+        size = predicted.shape[-1]
+        cells = region_weight(weight, REGION_WEIGHT).flatten(0, 1).unsqueeze(1)
+        cells = F.adaptive_max_pool2d(cells, size).unflatten(0, weight.shape[:2])
+        std = self.model.vae.latent_std[:, None, None]
+        error = (predicted - target).square() * std
+        return (error * cells).sum() / (cells.sum() * std.sum())
+
+    def _jitter(self, sequences: int, frames: int) -> tuple[Tensor, Tensor]:
+        """Contrast-and-tint factor and lift, one for all frames of a sequence: (S * n, 3, 1, 1) each."""
+        j = self.config.jitter
+        tint = (
+            1 + j * (2 * torch.rand(sequences, 1, 1, 1, 1) - 1) + 0.5 * j * (2 * torch.rand(sequences, 1, 3, 1, 1) - 1)
+        )
+        lift = j * (2 * torch.rand(sequences, 1, 1, 1, 1) - 1)
+        return (x.expand(-1, frames, -1, -1, -1).flatten(0, 1) for x in (tint, lift))  # type: ignore[return-value]
+
+
+def region_weight(weight: Tensor, table: tuple[float, ...]) -> Tensor:
+    """Region numbers (..., S, S) uint8 -> their weights, float32."""
+    return torch.tensor(table)[weight.long()]
+
+
+def field_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean absolute error of the warp in cells of 1/16 image side, weighted by region; (G, F, 2, S, S) each."""
+    cells = region_weight(weight, FIELD_WEIGHT).unsqueeze(2)
+    error = F.smooth_l1_loss(predicted * 8, target * 8, beta=0.02, reduction="none")
+    return (error * cells).sum() / (2 * cells.sum())
+
+
+def train(
+    config: TrainConfig, data: str | Path, out: str | Path, *, resume: bool = False, whisper: str | Path = "tiny.en"
+) -> Path:
+    """Trains the first stage and returns the checkpoint's path (``out/autoencoder.safetensors``, averaged weights).
+
+    Args:
+        config: model and recipe. data: folder of rendered groups (``semo data puppet``).
+        out: folder of the run: checkpoint, state to resume, log, loss plot, sample sheets.
+        resume: go on with the run in ``out``; batches continue as if it had never stopped.
+        whisper: file or name of Whisper's weights, frozen, stored in the checkpoint for the second stage.
+
+    Raises:
+        InputError: no data. CheckpointError: see :class:`~semo_sdk.training.loop.Trainer`.
+    """
+    out = Path(out)
+    torch.manual_seed(config.loop.seed)
+    everything = PuppetData(data)
+    cut = max(1, len(everything) - config.validation_groups)
+    fresh, held = PuppetData(data, last=cut), PuppetData(data, first=min(cut, len(everything) - 1))
+    model = SemoModel(config.model)
+    load_whisper(model.whisper, whisper)
+    stage = Stage1(model, config)
+    modules = {"encoder": model.encoder, "decoder": model.decoder, "probe": stage.probe}
+    trainer = Trainer(config.loop, modules, out, resume=resume)
+    (out / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    path = out / "autoencoder.safetensors"
+    batches = prefetch(
+        fresh,
+        seed=config.loop.seed,
+        first_step=trainer.step,
+        steps=config.loop.steps,
+        groups=config.groups,
+        identities=config.identities,
+        frames=config.frames,
+    )
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        frozen = stage.progress >= config.freeze_encoder_from
+        stage.progress = trainer.step / config.loop.steps
+        if not frozen and stage.progress >= config.freeze_encoder_from:
+            trainer.settle("encoder.")
+        with torch.autocast("cpu", torch.bfloat16):
+            return stage(batch)
+
+    def on_save() -> None:
+        with trainer.averaged(), torch.no_grad():
+            save_checkpoint(path, model, {"stage": "autoencoder", "step": str(trainer.step)})
+            write_sheet(model, held, out / "samples" / f"step_{trainer.step:06d}.png")
+
+    trainer.run(batches, losses, on_save)
+    return path

@@ -1,0 +1,156 @@
+"""Batches for the first stage from a folder of rendered puppet groups.
+
+A group (see :mod:`semo_sdk.training.puppet_dataset`) shows several identities making the same motion. That gives exact
+cross-identity pairs: the token of identity A at frame k must render identity B at frame k.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from threading import Event, Thread
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semo_sdk.constants import IMAGE_SIZE
+from semo_sdk.errors import InputError
+
+FILES = ("frames", "points", "triangles", "barycentric", "weight", "motion")
+
+
+@dataclass
+class Batch:
+    """G sequences of F frames; each has a reference of its own identity and a driver that may be another one.
+
+    Attributes:
+        reference: (G, 256, 256, 3) uint8 RGB.
+        target: (G, F, 256, 256, 3) uint8 RGB.
+        driver: (G,) index of the sequence whose frames give the motion tokens.
+        field: (G, F, 2, S, S) float32, true backward offsets target -> reference, in units of half the image side.
+        weight: (G, F, S, S) uint8: 0 background, 1 face, 2 mouth and eyes, 3 inside of the mouth.
+        motion: (G, 1 + F, 30) float32 pose and expression of the reference and the targets; NaN where unknown.
+    """
+
+    reference: Tensor
+    target: Tensor
+    driver: Tensor
+    field: Tensor
+    weight: Tensor
+    motion: Tensor
+
+
+class PuppetData:
+    """Read-only view of rendered groups; batches are a pure function of the random generator given."""
+
+    def __init__(self, folder: str | Path, *, first: int = 0, last: int | None = None) -> None:
+        """Groups ``first`` to ``last`` of the complete ones, in order of name.
+
+        Raises:
+            InputError: no complete group there.
+        """
+        complete = sorted(p.parent for p in Path(folder).glob("group_*/meta.json"))
+        self.groups = complete[first:last]
+        if not self.groups:
+            raise InputError(f"no rendered groups in {folder}; make them with: semo data puppet")
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def open(self, index: int) -> dict[str, np.ndarray]:
+        """Memory-mapped arrays of one group."""
+        return {name: np.load(self.groups[index] / f"{name}.npy", mmap_mode="r") for name in FILES}
+
+    def meta(self, index: int) -> dict[str, object]:
+        return json.loads((self.groups[index] / "meta.json").read_text(encoding="utf-8"))
+
+    def batch(self, rng: np.random.Generator, *, groups: int, identities: int, frames: int) -> Batch:
+        """A batch of ``groups * identities`` sequences of ``frames`` frames, one to six frames apart."""
+        parts = [self._group(rng, identities, frames, i * identities) for i in range(groups)]
+        return Batch(*(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)))
+
+    def _group(self, rng: np.random.Generator, identities: int, frames: int, offset: int) -> tuple[np.ndarray, ...]:
+        data = self.open(int(rng.integers(len(self.groups))))
+        total, length = data["triangles"].shape[:2]
+        chosen = np.sort(rng.choice(total, identities, replace=total < identities))
+        stride = int(rng.integers(1, 1 + min(6, (length - 1) // max(1, frames - 1))))
+        start = int(rng.integers(length - (frames - 1) * stride))
+        index = start + stride * np.arange(frames)
+        # half of the references are the original portrait, as at inference; the others another rendered frame
+        references = np.where(rng.random(identities) < 0.5, 0, rng.integers(1, 1 + length, identities))
+        target = data["frames"][chosen[:, None], 1 + index]
+        reference = data["frames"][chosen, references]
+        points = data["points"][chosen, references]
+        source = source_points(
+            points, data["triangles"][chosen[:, None], index], data["barycentric"][chosen[:, None], index]
+        )
+        motion = np.concatenate(
+            [data["motion"][chosen, references][:, None], data["motion"][chosen[:, None], 1 + index]], axis=1
+        )
+        # most tokens come from another identity of the group: the token must not carry who is seen
+        shift = np.where(rng.random(identities) < 0.3, 0, rng.integers(1, max(2, identities)))
+        driver = offset + (np.arange(identities) + shift) % identities
+        weight = data["weight"][chosen[:, None], index]
+        return reference, target, driver, offsets_from(source), weight, motion
+
+
+def source_points(points: np.ndarray, triangles: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+    """Where each cell of the target comes from in the reference.
+
+    Args:
+        points: (G, P, 2) px of the reference. triangles: (G, F, S * S, 3) vertex numbers, on the target.
+        barycentric: (G, F, S * S, 2) first two weights.
+
+    Returns:
+        (G, F, S, S, 2) float32 px in the reference.
+    """
+    weights = np.concatenate([barycentric, 1 - barycentric.sum(-1, keepdims=True)], -1).astype(np.float32)
+    group = np.arange(len(points))[:, None, None, None]
+    source = (points[group, triangles] * weights[..., None]).sum(-2)
+    side = round(source.shape[2] ** 0.5)
+    return source.reshape(*source.shape[:2], side, side, 2).astype(np.float32)
+
+
+def offsets_from(source: np.ndarray) -> np.ndarray:
+    """(G, F, S, S, 2) source positions in px -> (G, F, 2, S, S) offsets in units of half the image side."""
+    side = source.shape[2]
+    centres = (np.arange(side, dtype=np.float32) + 0.5) * (IMAGE_SIZE / side)
+    grid = np.stack(np.meshgrid(centres, centres), axis=-1)
+    return np.ascontiguousarray(np.moveaxis((source - grid) / (IMAGE_SIZE / 2), -1, 2)).astype(np.float32)
+
+
+def prefetch(
+    data: PuppetData, *, seed: int, first_step: int, steps: int, groups: int, identities: int, frames: int
+) -> Iterator[Batch]:
+    """Batches of steps ``first_step`` .. ``steps - 1``, read ahead by one thread; step k is the same after a resume."""
+    queue: Queue[Batch | BaseException] = Queue(maxsize=3)
+    stop = Event()
+
+    def work() -> None:
+        try:
+            for step in range(first_step, steps):
+                if stop.is_set():
+                    return
+                rng = np.random.default_rng([seed, step])
+                queue.put(data.batch(rng, groups=groups, identities=identities, frames=frames))
+        except BaseException as error:  # handed to the consumer, who raises it
+            queue.put(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        for _ in range(first_step, steps):
+            item = queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        while thread.is_alive():
+            while not queue.empty():
+                queue.get_nowait()
+            thread.join(timeout=0.1)

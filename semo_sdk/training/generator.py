@@ -1,0 +1,143 @@
+"""Second stage: the motion generator on tokens of a frozen first stage (paper, section 3.3, equation 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from semo_sdk.config import GeneratorConfig, Strict, preset
+from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES
+from semo_sdk.models import flow
+from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
+from semo_sdk.models.motion_generator import MotionGenerator, align_features
+from semo_sdk.training.loop import LoopConfig, Trainer
+from semo_sdk.training.motion_data import MotionBatch, MotionData
+
+POSE = 6  # leading entries of the probe
+
+
+class TrainConfig(Strict):
+    """Everything that the second stage depends on besides its data and the first stage's checkpoint."""
+
+    generator: GeneratorConfig = preset("semo-tiny").generator
+    loop: LoopConfig = LoopConfig(steps=4000, learning_rate=6e-4, save_every=500)
+    batch: int = 64
+    at_noise: float = 0.25  # share of samples at t = 1, the first of few steps; the others are uniform
+    drop_speech: float = 0.1  # of the samples, for guidance
+    context_noise: float = 0.25  # at most, in deviations: generated context is never as clean as encoded one
+    probe_weight: float = 1.0  # pose and expression count this much beside the plain error of the token
+
+
+class Stage2(nn.Module):
+    """Loss of the second stage."""
+
+    def __init__(self, generator: MotionGenerator, config: TrainConfig, probe: Tensor) -> None:
+        super().__init__()
+        self.generator, self.config = generator, config
+        directions = probe[:-1] * generator.std[:, None]  # of standardised motion
+        weights = torch.cat([torch.full((POSE,), 0.5), torch.ones(directions.shape[1] - POSE)])
+        self.register_buffer("directions", directions * weights)
+
+    def forward(self, batch: MotionBatch) -> dict[str, Tensor]:
+        g, c = self.generator, self.config
+        size = len(batch.target)
+        target, reference = g.standardise(batch.target), g.standardise(batch.reference)
+        context = g.standardise(batch.context)
+        context = context + c.context_noise * torch.rand(size, 1, 1) * torch.randn_like(context)
+        features, heard = align_features(batch.features, batch.available)
+        heard = heard & (torch.rand(size, 1) >= c.drop_speech)
+        t = torch.where(torch.rand(size) < c.at_noise, torch.ones(()), torch.rand(size).clamp(min=0.05))
+        x_t = flow.interpolate(target, torch.randn_like(target), t[:, None, None])
+        error = (g(x_t, t, context, reference, features, heard).float() - target) * batch.valid[..., None]
+        # the velocity's error is the motion's over t; half that weight keeps small t from ruling
+        scale = (1 / t.clamp(min=0.2))[:, None, None]
+        frames = batch.valid.sum().clamp(min=1)
+        plain = (error.square() * scale).sum() / (frames * target.shape[-1])
+        seen = error @ self.directions
+        motion = (seen.square() * scale).sum() / (frames * seen.shape[-1])
+        return {"loss": plain + c.probe_weight * motion, "token": plain, "motion": motion}
+
+
+@torch.no_grad()
+def rollout_correlation(
+    generator: MotionGenerator, data: MotionData, *, steps: int, clips: int = 10
+) -> dict[str, float]:
+    """Free-running generation of held-out clips against their real tokens, in what the probe reads.
+
+    Returns:
+        Mean correlation over clips of the leading two expression coefficients (jaw and lips), and of a mismatched
+        pairing (the next clip's speech) as the floor.
+    """
+    scores: dict[str, list[float]] = {"matched": [], "mismatched": []}
+    probe = torch.from_numpy(data.probe)
+    rows = data.held_out[:clips]
+    truths, results = [], []
+    for row in rows:
+        frames = torch.from_numpy(data.motion[row.start : row.start + row.length].astype(np.float32))
+        context = frames[:1].expand(CONTEXT_FRAMES, -1)
+        made: list[Tensor] = []
+        for end, features in data.passes(row):
+            aligned, heard = align_features(torch.from_numpy(features)[None], torch.tensor([CHUNK_FRAMES]))
+            noise = torch.randn(1, CHUNK_FRAMES, frames.shape[1], generator=torch.Generator().manual_seed(end))
+            motion = generator.sample(
+                noise, context[None], frames[None, :1], aligned, heard, torch.ones(1), steps=steps
+            )[0]
+            made.append(motion)
+            context = torch.cat([context, motion])[-CONTEXT_FRAMES:]
+        result = torch.cat(made)
+        results.append((result @ probe[:-1])[:, POSE : POSE + 2])
+        truths.append((frames[: len(result)] @ probe[:-1])[:, POSE : POSE + 2])
+    for i, truth in enumerate(truths):
+        for name, other in (("matched", results[i]), ("mismatched", results[(i + 1) % len(results)])):
+            length = min(len(truth), len(other))
+            pairs = zip(truth[:length].T, other[:length].T, strict=True)
+            scores[name].append(float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def train(
+    config: TrainConfig, checkpoint: str | Path, data: str | Path, out: str | Path, *, resume: bool = False
+) -> Path:
+    """Trains the second stage and returns the whole model's checkpoint (``out/semo.safetensors``, averaged weights).
+
+    Args:
+        config: the recipe. checkpoint: of the first stage. data: folder from ``semo data motion``, made with it.
+        out: folder of the run. resume: go on with the run in ``out``.
+
+    Raises:
+        InputError: no data. CheckpointError: no first stage, or see :class:`~semo_sdk.training.loop.Trainer`.
+    """
+    out = Path(out)
+    torch.manual_seed(config.loop.seed)
+    model, metadata = load_checkpoint(checkpoint)
+    motion_data = MotionData(data)
+    model.config = model.config.model_copy(update={"generator": config.generator})
+    model.generator = MotionGenerator(model.config)
+    mean, std = motion_data.statistics()
+    model.generator.mean.copy_(torch.from_numpy(mean))
+    model.generator.std.copy_(torch.from_numpy(std))
+    stage = Stage2(model.generator, config, torch.from_numpy(motion_data.probe))
+    trainer = Trainer(config.loop, {"generator": model.generator}, out, resume=resume)
+    (out / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    path = out / "semo.safetensors"
+
+    def batches() -> Iterator[MotionBatch]:
+        for step in range(trainer.step, config.loop.steps):
+            yield motion_data.batch(np.random.default_rng([config.loop.seed, step]), config.batch)
+
+    def losses(batch: MotionBatch) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return stage(batch)
+
+    def on_save() -> None:
+        with trainer.averaged():
+            scores = rollout_correlation(model.generator, motion_data, steps=config.generator.steps)
+            trainer.note(scores)
+            save_checkpoint(path, model, {**metadata, "stage": "generator", "step": str(trainer.step)})
+
+    trainer.run(batches(), losses, on_save)
+    return path

@@ -1,0 +1,212 @@
+"""What both training stages share: schedule, moving average, checkpoints that resume exactly, log and loss plot."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from semo_sdk.config import Strict
+from semo_sdk.errors import CheckpointError
+
+STATE = "state.safetensors"
+
+
+class LoopConfig(Strict):
+    """Settings of the optimiser and of the run.
+
+    The paper contradicts itself on weight decay (0.05 in section 4.1 and Appendix B, 0.0001 in Table 4) and on the
+    optimiser (AdamW and Adam): AdamW with 0.05 is used, because a decoupled decay is what 0.05 makes sense for.
+    """
+
+    steps: int = 20_000
+    learning_rate: float = 5e-4
+    warmup: int = 300
+    final_rate: float = 0.05  # of the learning rate, at the end of the cosine
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    save_every: int = 500
+    log_every: int = 20
+
+
+class Trainer:
+    """Optimiser, moving average and files of one run in ``out``."""
+
+    def __init__(self, config: LoopConfig, modules: dict[str, nn.Module], out: Path, *, resume: bool) -> None:
+        """
+        Args:
+            modules: what is trained, by name. out: folder of the run; made if it is missing.
+            resume: go on from ``out/state.safetensors``.
+
+        Raises:
+            CheckpointError: nothing to resume from, or a run is there already and ``resume`` is False.
+        """
+        self.config, self.out = config, out
+        self.params = {
+            f"{m}.{k}": p for m, mod in modules.items() for k, p in mod.named_parameters() if p.requires_grad
+        }
+        self.ema = {k: p.detach().clone() for k, p in self.params.items()}
+        decay = [p for p in self.params.values() if p.ndim > 1]
+        plain = [p for p in self.params.values() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=config.betas,
+            fused=True,
+        )
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        out.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._load()
+        elif (out / STATE).exists():
+            raise CheckpointError(f"{out} holds a run already: resume it, or choose another folder")
+
+    def learning_rate(self) -> float:
+        c = self.config
+        if self.step < c.warmup:
+            return c.learning_rate * (self.step + 1) / c.warmup
+        done = (self.step - c.warmup) / max(1, c.steps - c.warmup)
+        return c.learning_rate * (c.final_rate + (1 - c.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+    def update(self, loss: Tensor) -> float:
+        """One optimiser step from ``loss``; gradient norm before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(list(self.params.values()), self.config.clip))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        if math.isfinite(norm):  # a bad batch must not poison the weights
+            self.optimizer.step()
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            averages, values = list(self.ema.values()), [p.detach() for p in self.params.values()]
+            torch._foreach_lerp_(averages, values, 1 - decay)
+        self.step += 1
+        return norm
+
+    def run(
+        self, batches: Iterable[Any], losses: Callable[[Any], dict[str, Tensor]], on_save: Callable[[], None]
+    ) -> None:
+        """Trains on ``batches``; ``losses`` returns the total under ``loss`` and parts to log beside it."""
+        bar = tqdm(total=self.config.steps, initial=self.step, unit="step", dynamic_ncols=True)
+        sums: dict[str, float] = {}
+        started = time.perf_counter()
+        for batch in batches:
+            parts = losses(batch)
+            norm = self.update(parts["loss"])
+            for key, value in {**parts, "norm": norm}.items():
+                sums[key] = sums.get(key, 0.0) + (value.item() if isinstance(value, Tensor) else value)
+            bar.update()
+            if self.step % self.config.log_every == 0:
+                row = {k: v / self.config.log_every for k, v in sums.items()}
+                row |= {"step": self.step, "rate": self.learning_rate(), "seconds": time.perf_counter() - started}
+                self.history.append(row)
+                bar.set_postfix({k: f"{row[k]:.4f}" for k in parts})
+                sums = {}
+            if self.step % self.config.save_every == 0 or self.step == self.config.steps:
+                self.save()
+                on_save()
+        bar.close()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Context in which the modules hold the averaged weights."""
+        kept = {k: p.detach().clone() for k, p in self.params.items()}
+        with torch.no_grad():
+            for k, p in self.params.items():
+                p.copy_(self.ema[k])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for k, p in self.params.items():
+                    p.copy_(kept[k])
+
+    def note(self, scores: dict[str, float]) -> None:
+        """Appends validation scores of this step to ``out/validation.jsonl`` and shows them above the bar."""
+        row = {"step": self.step, **scores}
+        with (self.out / "validation.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in row.items()))
+
+    def settle(self, prefix: str) -> None:
+        """Gives the parameters under ``prefix`` their averaged values, to stay there."""
+        with torch.no_grad():
+            for k, p in self.params.items():
+                if k.startswith(prefix):
+                    p.copy_(self.ema[k])
+
+    def save(self) -> None:
+        """Writes weights, averages and optimiser moments (safetensors), the log (JSON lines) and the loss plot."""
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        for k, p in self.params.items():
+            tensors[f"weight/{k}"], tensors[f"ema/{k}"] = p.detach(), self.ema[k]
+            for name, value in self.optimizer.state.get(p, {}).items():
+                tensors[f"optimizer/{name}/{k}"] = value.detach().reshape(value.shape)
+        temporary = self.out / (STATE + ".tmp")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
+        os.replace(temporary, self.out / STATE)
+        log = self.out / "log.jsonl"
+        log.write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")
+        plot_losses(self.history, self.out / "loss.png")
+
+    def _load(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        path = self.out / STATE
+        if not path.is_file():
+            raise CheckpointError(f"nothing to resume: {path} does not exist")
+        try:
+            with safe_open(path, "pt") as file:
+                self.step = int((file.metadata() or {})["step"])
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError, KeyError) as error:
+            raise CheckpointError(f"{path} is truncated or foreign: {error}") from error
+        missing = [k for k in self.params if f"weight/{k}" not in state]
+        if missing:
+            raise CheckpointError(f"{path} is of another model: it lacks {missing[0]}")
+        with torch.no_grad():
+            for k, p in self.params.items():
+                p.copy_(state[f"weight/{k}"])
+                self.ema[k].copy_(state[f"ema/{k}"])
+                moments = {n: state.get(f"optimizer/{n}/{k}") for n in ("step", "exp_avg", "exp_avg_sq")}
+                if moments["step"] is not None:
+                    self.optimizer.state[p] = moments
+        log = self.out / "log.jsonl"
+        if log.is_file():
+            rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+            self.history = [row for row in rows if row["step"] <= self.step]
+
+
+def plot_losses(history: list[dict[str, float]], path: Path) -> None:
+    """Each logged quantity over steps, logarithmic, one panel each (PNG)."""
+    if not history:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [k for k in history[-1] if k not in ("step", "seconds", "rate")]
+    figure, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 2.6), layout="constrained")
+    for axis, name in zip(axes if len(names) > 1 else [axes], names, strict=True):
+        axis.plot([r["step"] for r in history], [r.get(name, math.nan) for r in history], linewidth=0.8)
+        axis.set(title=name, xlabel="step", yscale="log")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

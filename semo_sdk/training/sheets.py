@@ -1,0 +1,50 @@
+"""Sample sheets of the first stage: what a number cannot show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from semo_sdk.models.semo import SemoModel
+from semo_sdk.training.data import PuppetData
+
+
+@torch.no_grad()
+def write_sheet(model: SemoModel, data: PuppetData, path: Path, *, rows: int = 6, seed: int = 0) -> None:
+    """PNG with a row for each sample: reference, driver (another identity), warped reference, result, truth."""
+    from PIL import Image
+
+    training = model.training
+    model.eval()
+    rng = np.random.default_rng(seed)
+    window = model.config.decoder.temporal_window
+    lines = []
+    for _ in range(rows):
+        batch = data.batch(rng, groups=1, identities=2, frames=window)
+        driver, reference, truth = batch.target[1], batch.reference[:1], batch.target[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = model.to_latents(reference)
+            white = model.whiten(latents)
+            reference_motion = model.encoder(white)[:, None]
+            motion = model.encoder(model.whiten(model.to_latents(driver)))[None]
+            cells = [reference[0], driver[0]]
+            if model.decoder.warp is not None:
+                offsets = model.decoder.warp(white, reference_motion, motion)
+                cells.append(model.to_frames(model.vae.warp(latents.expand(window, -1, -1, -1), offsets).float())[0])
+            cache = torch.stack([torch.stack(pair, 1) for pair in model.decoder.encode_reference(white)], 1)
+            noise = torch.randn(1, window, *latents.shape[1:]) if model.config.needs_noise else None
+            result = model.render(
+                noise,
+                latents,
+                reference_motion,
+                cache if model.config.decoder.cache_reference else None,
+                motion,
+                steps=model.config.decoder.steps,
+            )
+        cells += [model.to_frames(result[0].float())[0], truth[0]]
+        lines.append(torch.cat(cells, dim=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(torch.cat(lines, dim=0).numpy()).save(path)
+    model.train(training)
