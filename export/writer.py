@@ -1,0 +1,94 @@
+"""Writes bundles: everything goes to a temporary folder beside the target, which is then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from semo_sdk.bundle import CARD_FILE, CONFIG_FILE, FORMAT_VERSION, MANIFEST_FILE, sha256_file
+from semo_sdk.config import SemoConfig
+from semo_sdk.errors import BundleError
+
+
+def sdk_version() -> str:
+    """Installed version of semo-sdk."""
+    try:
+        return version("semo-sdk")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+@contextmanager
+def bundle_folder(out: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes ``out`` when the block ends well, and disappears when it does not.
+
+    Args:
+        out: the bundle's folder.
+        force: replace an existing bundle. Anything else that exists is never replaced.
+
+    Raises:
+        BundleError: ``out`` exists and may not be replaced.
+    """
+    out = Path(out).absolute()
+    _refuse(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
+    folder.mkdir()
+    try:
+        yield folder
+        _refuse(out, force)
+        old = out.with_name(f".{out.name}.old-{secrets.token_hex(4)}")
+        if out.exists():
+            out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_manifest(
+    folder: Path,
+    config: SemoConfig,
+    *,
+    precisions: Sequence[str],
+    licence: str,
+    provenance: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> None:
+    """Writes ``config.json`` and then ``manifest.json``, which lists every file in ``folder`` but itself and the card."""
+    write_text(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (MANIFEST_FILE, CARD_FILE))
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "sdk_version": sdk_version(),
+        "name": config.name,
+        "files": {p.name: {"sha256": sha256_file(p), "size": p.stat().st_size} for p in files},
+        "precisions": list(precisions),
+        "licence": licence,
+        "provenance": dict(provenance),
+        "metrics": dict(metrics),
+    }
+    write_text(folder / MANIFEST_FILE, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file under a temporary name, then renames it."""
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _refuse(out: Path, force: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        raise BundleError(f"{out} exists already; choose another folder or pass force (--force) to replace it")
+    if not (out / MANIFEST_FILE).is_file():
+        raise BundleError(f"{out} is no bundle, so it is not replaced; choose another folder")

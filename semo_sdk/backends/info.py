@@ -1,0 +1,48 @@
+"""What a backend says about itself."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from semo_sdk.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """Whether one backend can run here.
+
+    Attributes:
+        name: "openvino", "onnxruntime" or "torch".
+        available: it is installed and has a device.
+        reason: version and arithmetic when available, else what is missing and which extra brings it.
+        devices: what it can run on.
+    """
+
+    name: str
+    available: bool
+    reason: str
+    devices: tuple[str, ...]
+
+
+def check_precision(precision: str, allowed: Sequence[str], backend: str) -> None:
+    """Refuses a precision that a backend does not have.
+
+    Raises:
+        ConfigError: the message lists the choices.
+    """
+    if precision != "auto" and precision not in allowed:
+        raise ConfigError(f"backend {backend!r} has no precision {precision!r}; choose auto, {', '.join(allowed)}")
+
+
+def cuda_device_count() -> int:
+    """NVIDIA GPUs that the driver offers; 0 without a driver. Needs no CUDA library."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        count = ctypes.c_int(0)
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            return 0
+    except (OSError, AttributeError):
+        return 0
+    return count.value
