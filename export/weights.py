@@ -80,9 +80,7 @@ def stored_tensors(path: str | Path) -> list[StoredTensor]:
         if name == "__metadata__" or entry["dtype"] not in _DTYPES:
             continue
         first, last = entry["data_offsets"]
-        tensors.append(
-            StoredTensor(name, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start + first, last - first)
-        )
+        tensors.append(StoredTensor(name, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start + first, last - first))
     return tensors
 
 

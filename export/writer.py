@@ -62,7 +62,7 @@ def write_manifest(
     provenance: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Writes ``config.json`` and then ``manifest.json``, which lists every file in ``folder`` but itself and the card."""
+    """Writes ``config.json`` and then ``manifest.json``, which lists all files but itself and the card."""
     write_text(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (MANIFEST_FILE, CARD_FILE))
     manifest = {

@@ -38,6 +38,7 @@ PARITY_FILE = "parity.json"
 CARD_FILE = "README.md"
 
 _EMBEDDED = Path(__file__).parent / "bundles"
+_AGAIN = "copy or export the bundle again"
 _MAKE_ONE = "make one with: semo export --checkpoint CHECKPOINT --out FOLDER"
 _verified: dict[tuple[str, int, int], str] = {}  # (path, size, mtime in ns) -> sha256, for this process
 
@@ -193,7 +194,7 @@ def _read_manifest(path: Path) -> Manifest:
         manifest = Manifest.model_validate(data)
     except (OSError, ValueError) as error:  # ValidationError and JSONDecodeError are ValueErrors
         detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise BundleError(f"bundle {path}: {MANIFEST_FILE} cannot be read ({detail}); export the bundle again") from error
+        raise BundleError(f"bundle {path}: {MANIFEST_FILE} cannot be read ({detail}); {_AGAIN}") from error
     for name in manifest.files:
         if name != Path(name).name or name in ("", ".", "..") or "\\" in name:
             raise BundleError(f"bundle {path}: {MANIFEST_FILE} lists {name!r}, which is no plain file name")
@@ -201,11 +202,10 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _check_file(file: Path, entry: FileEntry, *, verify: bool) -> None:
-    again = "copy or export the bundle again"
     if not file.is_file():
-        raise BundleError(f"bundle {file.parent}: {file.name} is missing; {again}")
+        raise BundleError(f"bundle {file.parent}: {file.name} is missing; {_AGAIN}")
     size = file.stat().st_size
     if size != entry.size:
-        raise BundleError(f"bundle {file.parent}: {file.name} has {size} bytes instead of {entry.size}; {again}")
+        raise BundleError(f"bundle {file.parent}: {file.name} has {size} bytes instead of {entry.size}; {_AGAIN}")
     if verify and sha256_file(file) != entry.sha256:
-        raise BundleError(f"bundle {file.parent}: {file.name} was altered (sha256 differs from the manifest); {again}")
+        raise BundleError(f"bundle {file.parent}: {file.name} was altered (sha256 differs from the manifest); {_AGAIN}")

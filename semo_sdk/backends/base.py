@@ -112,9 +112,7 @@ def graph_specs(config: SemoConfig) -> dict[str, GraphSpec]:
     reference_motion = TensorSpec("reference_motion", f32, ("B", 1, dim))
     reference = [latents, reference_motion]
     if config.decoder.cache_reference:
-        reference.append(
-            TensorSpec("cache", f32, ("B", config.decoder.layers, 2, tokens, config.decoder.hidden))
-        )
+        reference.append(TensorSpec("cache", f32, ("B", config.decoder.layers, 2, tokens, config.decoder.hidden)))
     features = TensorSpec("features", f32, ("B", FEATURE_FRAMES, FEATURES_PER_FRAME * config.audio.width))
     frames = Axis(config.decoder.temporal_window, CHUNK_FRAMES, CHUNK_FRAMES)
     render_inputs = [*reference, TensorSpec("motion", f32, ("B", "N", dim))]

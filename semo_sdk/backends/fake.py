@@ -1,8 +1,9 @@
-"""A fake engine: no weights, no runtime, deterministic numbers of the right shape. For tests of code around the models."""
+"""A fake engine for tests of code around the models: no weights, deterministic numbers of the right shape."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -14,8 +15,8 @@ from semo_sdk.errors import EngineError
 class FakeEngine:
     """Stands in for one graph.
 
-    Each item of the batch, and each frame where the graph has a frame axis ``N``, depends only on its own inputs (and on
-    the inputs that have no such axis): results do not change with who else is in the batch.
+    Each item of the batch, and each frame where the graph has a frame axis ``N``, depends only on its own inputs (and
+    on the inputs that have no such axis): results do not change with who else is in the batch.
 
     Args:
         spec: the graph to stand in for.
@@ -78,5 +79,5 @@ def _cells(tensor: TensorSpec, sizes: Mapping[str, int]) -> Iterator[dict[str, i
 
 def _draw(generator: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     if dtype == "uint8":
-        return generator.integers(0, 256, shape, dtype=np.uint8)
+        return np.frombuffer(generator.bytes(math.prod(shape)), np.uint8).reshape(shape)
     return generator.standard_normal(shape, dtype=np.float32)

@@ -159,9 +159,7 @@ def _core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise BackendUnavailableError(
-            f"backend 'openvino' needs openvino ({error}): pip install semo-sdk"
-        ) from error
+        raise BackendUnavailableError(f"backend 'openvino' needs openvino ({error}): pip install semo-sdk") from error
     return openvino.Core()
 
 
