@@ -148,11 +148,11 @@ PRESETS: dict[str, SemoConfig] = {
     "semo-tiny": SemoConfig(
         name="semo-tiny",
         vae="patch",
-        encoder=EncoderConfig(hidden=256, layers=5, heads=4),
+        encoder=EncoderConfig(hidden=192, layers=5, heads=3),
         decoder=DecoderConfig(
-            hidden=256,
+            hidden=192,
             layers=3,
-            heads=4,
+            heads=3,
             temporal_window=4,
             prior="warp",
             prior_noise=0.0,

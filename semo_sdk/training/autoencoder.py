@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from semo_sdk.models.checkpoint import save_checkpoint
 from semo_sdk.models.motion_decoder import make_prior
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.models.whisper import load_whisper
-from semo_sdk.training.data import Batch, PuppetData, prefetch
+from semo_sdk.training.data import Batch, PuppetData, Stills, prefetch
 from semo_sdk.training.loop import LoopConfig, Trainer
 from semo_sdk.training.sheets import write_sheet
 
@@ -32,12 +33,12 @@ class TrainConfig(Strict):
     """Everything that the first stage depends on besides its data."""
 
     model: SemoConfig = preset("semo-tiny")
-    loop: LoopConfig = LoopConfig()
-    groups: int = 3
-    identities: int = 2
-    frames: int = 3
-    flow_from: float = 0.4  # share of the run with encoder and warp alone: five times cheaper, and what the rest needs
-    freeze_encoder_from: float = 0.5  # from here on tokens no longer change: the second stage can start
+    loop: LoopConfig = LoopConfig(steps=5000, learning_rate=1e-3, warmup=150)
+    stills: int = 64  # frames a step of the first phase
+    pairs: int = 8  # pairs of sequences a step of the later phases
+    warp_from: float = 0.25  # share of the run in which the encoder learns alone, from unrelated frames: cheapest
+    flow_from: float = 0.55  # share of the run after which the decoder's flow is trained beside its warp
+    freeze_encoder_from: float = 0.6  # from here on tokens no longer change: the second stage can start
     validation_groups: int = 4  # the last ones by name
     at_prior: float = 0.7  # share of samples at t = 1, the step that must move the face; the others are uniform
     field_weight: float = 1.0
@@ -55,17 +56,17 @@ class Stage1(nn.Module):
         self.probe = nn.Linear(model.config.motion_dim, MOTION_SIZE)
         self.progress = 0.0
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch | Stills) -> dict[str, Tensor]:
+        if isinstance(batch, Stills):
+            error = self._probe_error(
+                self.model.encoder(self._whiten(batch.images[:, None])[:, 0], self._ratio()), batch
+            )
+            return {"loss": error, "probe": error}
         m, c = self.model, self.config
         sequences, frames = batch.target.shape[:2]
-        images = torch.cat([batch.reference[:, None], batch.target], 1).flatten(0, 1)
-        with torch.no_grad():
-            tint, lift = self._jitter(sequences, frames + 1)
-            pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-            white = m.whiten(m.vae.encode(pixels * tint + lift)).unflatten(0, (sequences, frames + 1))
+        white = self._whiten(torch.cat([batch.reference[:, None], batch.target], 1))
         frozen = self.progress >= c.freeze_encoder_from
-        # one masking ratio a step: the sequences of a batch stay rectangular
-        ratio = 0.0 if frozen else float(torch.rand(())) * m.config.encoder.mask_max
+        ratio = 0.0 if frozen else self._ratio()
         with torch.set_grad_enabled(not frozen):
             tokens = m.encoder(white.flatten(0, 1), ratio).unflatten(0, (sequences, frames + 1))
         reference_motion, motion = tokens[:, :1], tokens[batch.driver, 1:]
@@ -79,13 +80,26 @@ class Stage1(nn.Module):
             offsets = offsets.detach()
         if self.progress >= c.flow_from:
             losses["flow"] = self._flow(batch, reference, target, reference_motion, motion, offsets)
-        known = ~batch.motion.isnan()
-        error = F.smooth_l1_loss(self.probe(tokens).float()[known], batch.motion[known], beta=0.5)
-        losses["probe"] = error
+        losses["probe"] = self._probe_error(tokens, batch)
         fade = 1 - (1 - c.probe_floor) * self.progress
         weights = {"flow": 1.0, "field": c.field_weight, "probe": c.probe_weight * fade}
         total = sum((weights[name] * value for name, value in losses.items()), torch.zeros(()))
         return {"loss": total, **losses}
+
+    def _ratio(self) -> float:
+        """Masking ratio of a step: one for all its frames, so that they stay rectangular."""
+        return float(torch.rand(())) * self.model.config.encoder.mask_max
+
+    @torch.no_grad()
+    def _whiten(self, images: Tensor) -> Tensor:
+        """(S, n, 256, 256, 3) uint8 RGB -> whitened latents (S, n, C, h, w), each sequence in random colours."""
+        tint, lift = self._jitter(*images.shape[:2])
+        pixels = images.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.model.whiten(self.model.vae.encode(pixels * tint + lift)).unflatten(0, images.shape[:2])
+
+    def _probe_error(self, tokens: Tensor, batch: Batch | Stills) -> Tensor:
+        known = ~batch.motion.isnan()
+        return F.smooth_l1_loss(self.probe(tokens).float()[known], batch.motion[known], beta=0.5)
 
     def _flow(
         self,
@@ -167,17 +181,17 @@ def train(
     trainer = Trainer(config.loop, modules, out, resume=resume)
     (out / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
     path = out / "autoencoder.safetensors"
-    batches = prefetch(
-        fresh,
-        seed=config.loop.seed,
-        first_step=trainer.step,
-        steps=config.loop.steps,
-        groups=config.groups,
-        identities=config.identities,
-        frames=config.frames,
-    )
 
-    def losses(batch: Batch) -> dict[str, Tensor]:
+    def make(step: int) -> Batch | Stills:
+        rng = np.random.default_rng([config.loop.seed, step])
+        progress = step / config.loop.steps
+        if progress < config.warp_from:
+            return fresh.stills(rng, config.stills)
+        # the Temporal Align Module needs neighbours; the warp learns more from unrelated frames
+        frames = 1 if progress < config.flow_from else 2
+        return fresh.batch(rng, groups=config.pairs // frames, identities=2, frames=frames)
+
+    def losses(batch: Batch | Stills) -> dict[str, Tensor]:
         frozen = stage.progress >= config.freeze_encoder_from
         stage.progress = trainer.step / config.loop.steps
         if not frozen and stage.progress >= config.freeze_encoder_from:
@@ -190,5 +204,5 @@ def train(
             save_checkpoint(path, model, {"stage": "autoencoder", "step": str(trainer.step)})
             write_sheet(model, held, out / "samples" / f"step_{trainer.step:06d}.png")
 
-    trainer.run(batches, losses, on_save)
+    trainer.run(prefetch(make, trainer.step, config.loop.steps), losses, on_save)
     return path

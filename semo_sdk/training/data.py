@@ -7,11 +7,12 @@ cross-identity pairs: the token of identity A at frame k must render identity B 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import InputError
 
+T = TypeVar("T")
 FILES = ("frames", "points", "triangles", "barycentric", "weight", "motion")
 
 
@@ -41,6 +43,14 @@ class Batch:
     driver: Tensor
     field: Tensor
     weight: Tensor
+    motion: Tensor
+
+
+@dataclass
+class Stills:
+    """Unrelated frames: images (B, 256, 256, 3) uint8 RGB and motion (B, 30) float32, NaN where unknown."""
+
+    images: Tensor
     motion: Tensor
 
 
@@ -67,6 +77,16 @@ class PuppetData:
 
     def meta(self, index: int) -> dict[str, object]:
         return json.loads((self.groups[index] / "meta.json").read_text(encoding="utf-8"))
+
+    def stills(self, rng: np.random.Generator, size: int) -> Stills:
+        """``size`` unrelated frames of any group, identity and time, with what the puppet knows of them."""
+        images, motions = [], []
+        for index in rng.integers(len(self.groups), size=size):
+            data = self.open(int(index))
+            k, i = int(rng.integers(data["frames"].shape[0])), int(rng.integers(data["frames"].shape[1]))
+            images.append(data["frames"][k, i])
+            motions.append(data["motion"][k, i])
+        return Stills(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(motions)))
 
     def batch(self, rng: np.random.Generator, *, groups: int, identities: int, frames: int) -> Batch:
         """A batch of ``groups * identities`` sequences of ``frames`` frames, one to six frames apart."""
@@ -123,27 +143,27 @@ def offsets_from(source: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis((source - grid) / (IMAGE_SIZE / 2), -1, 2)).astype(np.float32)
 
 
-def prefetch(
-    data: PuppetData, *, seed: int, first_step: int, steps: int, groups: int, identities: int, frames: int
-) -> Iterator[Batch]:
-    """Batches of steps ``first_step`` .. ``steps - 1``, read ahead by one thread; step k is the same after a resume."""
-    queue: Queue[Batch | BaseException] = Queue(maxsize=3)
+def prefetch(make: Callable[[int], T], first: int, last: int, *, ahead: int = 3) -> Iterator[T]:
+    """``make(step)`` for steps ``first`` .. ``last - 1``, read ahead by one thread.
+
+    As long as ``make`` depends on the step alone, a resumed run sees the same batches.
+    """
+    queue: Queue[T | BaseException] = Queue(maxsize=ahead)
     stop = Event()
 
     def work() -> None:
         try:
-            for step in range(first_step, steps):
+            for step in range(first, last):
                 if stop.is_set():
                     return
-                rng = np.random.default_rng([seed, step])
-                queue.put(data.batch(rng, groups=groups, identities=identities, frames=frames))
+                queue.put(make(step))
         except BaseException as error:  # handed to the consumer, who raises it
             queue.put(error)
 
     thread = Thread(target=work, daemon=True)
     thread.start()
     try:
-        for _ in range(first_step, steps):
+        for _ in range(first, last):
             item = queue.get()
             if isinstance(item, BaseException):
                 raise item
