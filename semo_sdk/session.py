@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -44,7 +45,7 @@ class Session:
         self._reference = reference
         self._lock = threading.Lock()  # guards the four below; never held while a graph runs
         self._state = state
-        self._resampler: Resampler | None = None
+        self._resampler = Resampler.restore(state.inlet) if len(state.inlet) else None
         self._epoch = 0  # counts interruptions: a pass that began in another epoch is thrown away
         self._closed = False
 
@@ -125,13 +126,10 @@ class Session:
 
     @property
     def state(self) -> StreamState:
-        """Everything the session remembers, as a value; :meth:`semo_sdk.Animator.resume` goes on from it.
-
-        Sound of another rate than 16 kHz that is still inside the resampler (some milliseconds) is not part of it:
-        save after a :meth:`flush`, or push 16 kHz, to resume without any difference.
-        """
+        """Everything the session remembers, as a value; :meth:`semo_sdk.Animator.resume` goes on from it."""
         with self._lock:
-            return self._state
+            inlet = np.zeros(0) if self._resampler is None else self._resampler.save()
+            return replace(self._state, inlet=inlet)
 
     @property
     def closed(self) -> bool:

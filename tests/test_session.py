@@ -138,12 +138,17 @@ def test_the_rate_may_change_between_pushes(open_session: Open) -> None:
     assert_same(chunks, spoken(expected, [both]))
 
 
-def test_a_saved_session_goes_on_with_the_same_frames(graphs: Graphs, reference: Reference, open_session: Open) -> None:
-    pcm = random_speech(25_000)
+@pytest.mark.parametrize("rate", [16_000, 22_050, 48_000])
+def test_a_saved_session_goes_on_with_the_same_frames(
+    graphs: Graphs, reference: Reference, open_session: Open, rate: int
+) -> None:
+    pcm = random_speech(30_000)
     session, undisturbed = open_session(), open_session()
-    chunks = session.push(pcm[:11_111])
+    chunks = session.push(pcm[:11_111], rate)
     resumed = Session(graphs, reference, StreamState.from_bytes(session.state.to_bytes()))
-    assert_same(chunks + spoken(resumed, [pcm[11_111:]]), spoken(undisturbed, [pcm]))
+    chunks += resumed.push(pcm[11_111:20_000], rate)
+    again = Session(graphs, reference, resumed.state)
+    assert_same(chunks + spoken(again, [pcm[20_000:]], rate), spoken(undisturbed, [pcm], rate))
 
 
 def test_sessions_side_by_side_are_as_if_alone(open_session: Open) -> None:

@@ -185,6 +185,8 @@ def test_damaged_or_foreign_states_are_refused(graphs: Graphs, reference: Refere
         StreamState.from_bytes(replace(state, hop=5).to_bytes())
     with pytest.raises(InputError, match="heard"):
         StreamState.from_bytes(replace(state, heard=state.heard[1:]).to_bytes())
+    with pytest.raises(InputError, match="inlet"):
+        StreamState.from_bytes(replace(state, inlet=np.zeros(3, np.float32)).to_bytes())
     with pytest.raises(InputError, match="another model"):
         replace(state, context=np.zeros((8, 64), np.float32)).check(graphs.config)
 

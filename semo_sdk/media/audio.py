@@ -204,6 +204,24 @@ class Resampler:
         self.reset()
         return tail
 
+    def save(self) -> np.ndarray:
+        """What :meth:`restore` goes on from, (k,) float64: rate, inputs taken, outputs given, inputs still needed."""
+        return np.concatenate([[self.from_rate, self._received, self._produced], self._history])
+
+    @classmethod
+    def restore(cls, saved: np.ndarray) -> Resampler:
+        """A resampler that goes on where another one was saved.
+
+        Raises:
+            AudioError: not what :meth:`save` gave.
+        """
+        if saved.ndim != 1 or len(saved) < 3 or saved.dtype != np.float64 or not np.isfinite(saved).all():
+            raise AudioError(f"not a saved resampler: {saved.shape} {saved.dtype}")
+        resampler = cls(check_rate(saved[0]))
+        resampler._received, resampler._produced = int(saved[1]), int(saved[2])
+        resampler._history = saved[3:].copy()
+        return resampler
+
     def _emit(self, end: int) -> np.ndarray:
         """Outputs from the next one up to number ``end``, and forgets the inputs that only they needed."""
         if end <= self._produced:

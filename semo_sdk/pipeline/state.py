@@ -49,6 +49,7 @@ class StreamState:
         context: (8, D) float32 motion tokens of the last 8 frames.
         heard: (WINDOW_SAMPLES,) float32 sound of the frames made so far (the trailing window), mono 16 kHz in [-1, 1].
         pending: (n,) float32 sound that no frame was made for yet.
+        inlet: (k,) float64 what a session's resampler holds of sound of another rate; empty if nothing.
         frame_index: number of the next frame.
         pass_index: number of the next pass; with ``seed`` it determines the noise.
         seed: 0 to 2**64 - 1.
@@ -59,6 +60,7 @@ class StreamState:
     context: np.ndarray
     heard: np.ndarray
     pending: np.ndarray
+    inlet: np.ndarray
     frame_index: int
     pass_index: int
     seed: int
@@ -88,6 +90,7 @@ class StreamState:
             context=repeat_reference(reference_motion[None])[0],
             heard=silent_window(),
             pending=np.zeros(0, np.float32),
+            inlet=np.zeros(0),
             frame_index=0,
             pass_index=0,
             seed=check_seed(seed),
@@ -116,7 +119,7 @@ class StreamState:
 
     def drop(self) -> StreamState:
         """The state without pending sound: the listener interrupted. Pose and voice so far are kept."""
-        return replace(self, pending=np.zeros(0, np.float32))
+        return replace(self, pending=np.zeros(0, np.float32), inlet=np.zeros(0))
 
     def to_bytes(self) -> bytes:
         """The whole state as an ``.npz`` file in memory (no pickle); about 180 kB."""
@@ -141,7 +144,7 @@ class StreamState:
         names = {field.name for field in fields(cls)}
         if set(found) != names | {"format"} or found["format"] != FORMAT:
             raise InputError("not a stream state of this version of semo-sdk; start a new session")
-        arrays = {name: found[name] for name in ("context", "heard", "pending")}
+        arrays = {name: found[name] for name in ("context", "heard", "pending", "inlet")}
         problem = _problem(arrays, hop=int(found["hop"]))
         if problem:
             raise InputError(f"the saved stream state is damaged: {problem}")
@@ -176,9 +179,11 @@ class StreamState:
 
 def _problem(arrays: dict[str, np.ndarray], *, hop: int) -> str:
     """What is wrong with a state's arrays, "" if nothing."""
-    for name, ndim, first in (("context", 2, CONTEXT_FRAMES), ("heard", 1, WINDOW_SAMPLES), ("pending", 1, None)):
+    kinds = (("context", 2, CONTEXT_FRAMES), ("heard", 1, WINDOW_SAMPLES), ("pending", 1, None), ("inlet", 1, None))
+    for name, ndim, first in kinds:
         array = arrays[name]
-        if array.dtype != np.float32 or array.ndim != ndim or first not in (None, array.shape[0]):
+        dtype = np.float64 if name == "inlet" else np.float32
+        if array.dtype != dtype or array.ndim != ndim or first not in (None, array.shape[0]):
             return f"{name} is {array.dtype} {array.shape}"
         if not np.isfinite(array).all():
             return f"{name} holds NaN or infinity"
