@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from pydantic import BaseModel, ConfigDict
 from typer.testing import CliRunner, Result
 
 from semo_sdk import __version__, cli, errors
+from semo_sdk.cli import outcome as cli_outcome
+from semo_sdk.cli.training import parse_settings
 
 ROOT = Path(__file__).parent.parent
 PHOTO, SPEECH = str(ROOT / "examples" / "portrait.jpg"), str(ROOT / "examples" / "grid.wav")
@@ -132,13 +135,13 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(errors.__all__))
 def test_every_error_has_an_exit_code_of_the_documented_ones(name: str) -> None:
-    code = cli.exit_code(getattr(errors, name)("x"))
+    code = cli_outcome.exit_code(getattr(errors, name)("x"))
     assert code in range(1, 7)
     assert f"{code} " in (cli.__doc__ or "")
 
 
 def test_a_defect_shows_its_place_and_still_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(cli.typer.Exit) as exit, cli.outcome(as_json=True):
+    with pytest.raises(typer.Exit) as exit, cli_outcome.outcome(as_json=True):
         raise RuntimeError("a defect")
     out, err = capsys.readouterr()
     assert exit.value.exit_code == 1
@@ -148,7 +151,7 @@ def test_a_defect_shows_its_place_and_still_one_json_object(capsys: pytest.Captu
 
 def test_a_missing_package_names_its_extra() -> None:
     with pytest.raises(errors.MissingDependencyError, match=r"semo-sdk\[train\]"):
-        cli._need("train", "json", "no_such_package")
+        cli_outcome.need("train", "json", "no_such_package")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -205,32 +208,33 @@ class Loop(BaseModel):
 
     steps: int = 10
     rate: float = 0.1
+    other: float = 0.2
 
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    loop: Loop = Loop()
+    loop: Loop = Loop(other=0.7)  # a group's default stays where nothing else is said
     name: str = "x"
 
 
 def test_training_settings_come_from_file_then_key_value(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text('{"name": "file", "loop": {"rate": 0.5}}')
-    made = cli.parse_settings(Settings, file, ["loop.steps=3", "name=semo tiny"])
-    assert made == Settings(loop=Loop(steps=3, rate=0.5), name="semo tiny")
+    made = parse_settings(Settings, file, ["loop.steps=3", "name=semo tiny"], {"name": "base"})
+    assert made == Settings(loop=Loop(steps=3, rate=0.5, other=0.7), name="semo tiny")
 
 
 @pytest.mark.parametrize("setting", ["loop.stepz=3", "loop.steps=many", "steps", "name.deep=1"])
 def test_impossible_training_settings_are_named(setting: str) -> None:
     with pytest.raises(errors.ConfigError, match=re.escape(setting.split("=")[0].split(".")[0])):
-        cli.parse_settings(Settings, None, [setting])
+        parse_settings(Settings, None, [setting], {})
 
 
 def test_a_broken_settings_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(errors.ConfigError, match="broken.json"):
-        cli.parse_settings(Settings, tmp_path / "broken.json", [])
+        parse_settings(Settings, tmp_path / "broken.json", [], {})
 
 
 def test_train_without_data_fails_with_one_line(tmp_path: Path) -> None:

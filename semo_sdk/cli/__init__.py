@@ -10,48 +10,24 @@ result, or ``{"error": {"type", "message", "code"}}``.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import logging
+import signal
+import sys
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel, ValidationError
 
+from semo_sdk.cli.outcome import PASS_THROUGH, delegate, need, outcome
+from semo_sdk.cli.training import data_app, train_app
 from semo_sdk.constants import FPS
-from semo_sdk.errors import (
-    BundleError,
-    CheckpointError,
-    ConfigError,
-    EngineError,
-    ExportError,
-    InputError,
-    MissingDependencyError,
-    SemoError,
-)
+from semo_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
     from semo_sdk.animator import Animator
     from semo_sdk.clip import Clip
-
-EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
-    (KeyboardInterrupt, 130),
-    (ConfigError, 2),
-    (InputError, 3),
-    (BundleError, 4),
-    (CheckpointError, 4),
-    (EngineError, 5),
-    (ExportError, 5),
-    (MissingDependencyError, 6),
-)
-# A module with a command line of its own gets all arguments, --help included: its options are written once.
-PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(
     name="semo",
@@ -61,8 +37,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 other failure, 2 usage or setting, 3 bad photo / speech / video, "
     "4 bundle or checkpoint, 5 backend, engine or export, 6 missing package, 130 interrupted.",
 )
-train_app = typer.Typer(no_args_is_help=True, help="Train a model: first the autoencoder, then the generator.")
-data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed and lip sync.")
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
@@ -77,40 +51,13 @@ FaceIndex = Annotated[int | None, typer.Option(help="which face, when the photo 
 PasteBack = Annotated[bool, typer.Option("--paste-back", help="put the face back into the full photo")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, errors only")]
-TrainData = Annotated[Path, typer.Option("--data", help="training data, for example of `semo data puppet`")]
-TrainOut = Annotated[Path, typer.Option("--out", help="folder for checkpoints, log and loss plot")]
-TrainConfig = Annotated[Path | None, typer.Option("--config", help="training settings (JSON)")]
-TrainSettings = Annotated[list[str] | None, typer.Option("--set", "-s", help="key=value; may be repeated")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out")]
 
 
 def main() -> None:
     """Entry point of the ``semo`` command."""
+    # A terminated command cleans up like an interrupted one: no half file, no temporary folder.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app()
-
-
-def exit_code(error: BaseException) -> int:
-    """The exit code of an exception (see the module's docstring)."""
-    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
-
-
-@contextmanager
-def outcome(as_json: bool = False) -> Iterator[None]:
-    """Turns an exception into one clear line (or a JSON object) and the right exit code."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        code = exit_code(error)
-        if not isinstance(error, SemoError | OSError | KeyboardInterrupt):
-            traceback.print_exc()  # a defect: whoever reports it needs the place
-        message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        if as_json:
-            typer.echo(json.dumps({"error": {"type": type(error).__name__, "message": message, "code": code}}))
-        else:
-            typer.echo(f"semo: {message}", err=True)
-        raise typer.Exit(code) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -214,109 +161,58 @@ def export(
     out: Annotated[Path, typer.Option(help="bundle folder to write")],
     name: Annotated[str | None, typer.Option(help="name in the manifest; default: the config's")] = None,
     precision: Annotated[str, typer.Option(help="of the graphs, separated by commas")] = "fp32,fp16",
-    force: Annotated[bool, typer.Option("--force", help="replace an existing folder")] = False,
+    weights_dtype: Annotated[str, typer.Option(help="storage of the weights: fp16 or fp32")] = "fp16",
+    licence: Annotated[str, typer.Option(help="of the weights, for manifest and model card")] = "",
+    provenance: Annotated[Path | None, typer.Option(help="JSON object: where the weights come from")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="JSON object: measured quality")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace an existing bundle")] = False,
     as_json: Json = False,
 ) -> None:
     """A checkpoint to a bundle: five ONNX graphs, checked against torch on every runtime."""
     with outcome(as_json):
-        _need("export", "torch", "onnx", "onnxruntime", "safetensors")
+        need("export", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors")
         from semo_sdk.export import export_bundle
 
-        report = export_bundle(checkpoint, out, name=name, precisions=precision.split(","), force=force)
-        typer.echo(json.dumps(report) if as_json else f"{out}: written", err=not as_json)
+        report = export_bundle(
+            checkpoint,
+            out,
+            name=name,
+            precisions=precision.split(","),
+            weights_dtype=weights_dtype,
+            licence=licence,
+            provenance=_json_object(provenance),
+            metrics=_json_object(metrics),
+            force=force,
+            progress=lambda message: typer.echo(message, err=True),
+        )
+        if as_json:
+            typer.echo(json.dumps({"output": str(out), "parity": json.loads(report.to_json())}))
 
 
-@train_app.command("autoencoder")
-def train_autoencoder(
-    data: TrainData,
-    out: TrainOut,
-    config: TrainConfig = None,
-    settings: TrainSettings = None,
-    resume: Resume = False,
-) -> None:
-    """Stage 1: motion encoder and motion decoder (paper, section 3.1)."""
-    _train("autoencoder", data, out, config, settings or [], resume)
-
-
-@train_app.command("generator")
-def train_generator(
-    data: TrainData,
-    out: TrainOut,
-    config: TrainConfig = None,
-    settings: TrainSettings = None,
-    resume: Resume = False,
-) -> None:
-    """Stage 2: the motion generator on a trained autoencoder's tokens (paper, section 3.2)."""
-    _train("generator", data, out, config, settings or [], resume)
-
-
-def _train(stage: str, data: Path, out: Path, config: Path | None, settings: Sequence[str], resume: bool) -> None:
-    with outcome():
-        _need("train", "torch", "safetensors")
-        module = importlib.import_module(f"semo_sdk.training.{stage}")
-        module.train(parse_settings(module.TrainConfig, config, settings), data, out, resume=resume)
-
-
-def parse_settings(kind: type[BaseModel], file: Path | None, settings: Sequence[str]) -> BaseModel:
-    """A config from a JSON file and ``key=value`` settings, which win.
-
-    Args:
-        kind: the config's class.
-        file: JSON, or None for the defaults.
-        settings: ``groups=4``, ``loop.steps=2000``: a value is read as JSON where it is JSON, else as text.
-
-    Raises:
-        ConfigError: no such file, not JSON, or an unknown or impossible setting, named.
-    """
+def _json_object(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
     try:
-        values = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"config file {file} cannot be read: {error}") from error
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes key=value, got {setting!r}")
-        *groups, last = key.split(".")
-        inner = values
-        for group in groups:
-            inner = inner.setdefault(group, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"{group} is one setting and not a group, in {setting!r}")
-        try:
-            inner[last] = json.loads(text)
-        except ValueError:
-            inner[last] = text
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{problems} (settings: {', '.join(kind.model_fields)})") from error
-
-
-@data_app.command("puppet", context_settings=PASS_THROUGH, add_help_option=False)
-def data_puppet(context: typer.Context) -> None:
-    """Talking videos of people who do not exist: real speech motion applied to portraits."""
-    with outcome():
-        _need("train", "cv2", "scipy")
-        _delegate("semo_sdk.training.puppet_dataset", context)
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} holds no JSON object")
+    return found
 
 
 @bench_app.command("latency", context_settings=PASS_THROUGH, add_help_option=False)
 def bench_latency(context: typer.Context) -> None:
     """Real-time factor, stages, first-frame latency, cold start, memory."""
     with outcome():
-        _delegate("semo_sdk.benchmarks.latency", context)
+        delegate("semo_sdk.benchmarks.latency", context)
 
 
 @bench_app.command("lipsync", context_settings=PASS_THROUGH, add_help_option=False)
 def bench_lipsync(context: typer.Context) -> None:
     """Mouth opening of generated videos against real ones of the same speech."""
     with outcome():
-        _delegate("semo_sdk.benchmarks.lipsync", context)
-
-
-def _delegate(module: str, context: typer.Context) -> None:
-    importlib.import_module(module).main(context.args)
+        delegate("semo_sdk.benchmarks.lipsync", context)
 
 
 @app.command()
@@ -329,10 +225,3 @@ def doctor(as_json: Json = False) -> None:
         typer.echo(json.dumps(report) if as_json else render(report))
         if not report["ok"]:
             raise typer.Exit(1)
-
-
-def _need(extra: str, *modules: str) -> None:
-    """Names the extra when one of its packages is missing."""
-    lacking = [name for name in modules if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise MissingDependencyError(f"{', '.join(lacking)} is not installed: pip install 'semo-sdk[{extra}]'")
