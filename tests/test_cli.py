@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from typer.testing import CliRunner, Result
 
 from semo_sdk import __version__, cli, errors
-from semo_sdk.cli import outcome as cli_outcome
+from semo_sdk.cli.outcome import exit_code, need, outcome
 from semo_sdk.cli.training import parse_settings
 
 ROOT = Path(__file__).parent.parent
@@ -135,13 +135,13 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(errors.__all__))
 def test_every_error_has_an_exit_code_of_the_documented_ones(name: str) -> None:
-    code = cli_outcome.exit_code(getattr(errors, name)("x"))
+    code = exit_code(getattr(errors, name)("x"))
     assert code in range(1, 7)
     assert f"{code} " in (cli.__doc__ or "")
 
 
 def test_a_defect_shows_its_place_and_still_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as exit, cli_outcome.outcome(as_json=True):
+    with pytest.raises(typer.Exit) as exit, outcome(as_json=True):
         raise RuntimeError("a defect")
     out, err = capsys.readouterr()
     assert exit.value.exit_code == 1
@@ -151,7 +151,7 @@ def test_a_defect_shows_its_place_and_still_one_json_object(capsys: pytest.Captu
 
 def test_a_missing_package_names_its_extra() -> None:
     with pytest.raises(errors.MissingDependencyError, match=r"semo-sdk\[train\]"):
-        cli_outcome.need("train", "json", "no_such_package")
+        need("train", "json", "no_such_package")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
