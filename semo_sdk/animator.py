@@ -58,7 +58,7 @@ class Animator:
             :class:`~semo_sdk.Portrait` that is already cropped.
         bundle: folder of a bundle, name of the embedded one, or an open :class:`~semo_sdk.Bundle`.
         backend: ``"auto"``, ``"openvino"``, ``"onnxruntime"`` or ``"torch"``.
-        precision: ``"auto"``, ``"fp32"`` or ``"fp16"``.
+        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``; not every backend has each.
         face_index: which face, when the photo has several: 0 is the largest.
         crop_scale: side of the square crop in face heights; the model was trained around 2.
         threads: CPU threads of the engines; None lets the backend choose.

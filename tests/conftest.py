@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from semo_sdk.pipeline.reference import Reference, encode_reference
 from semo_sdk.pipeline.state import StreamState
 from semo_sdk.pipeline.stream import Chunk
 from semo_sdk.session import Session
+
+if TYPE_CHECKING:
+    from semo_sdk.models.semo import SemoModel
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -80,6 +84,32 @@ def spoken(session: Session, pieces: Iterable[np.ndarray], rate: int = SAMPLE_RA
 def tiny_config() -> SemoConfig:
     """Config of the tiny model."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: SemoConfig) -> SemoModel:
+    """The tiny model in torch, with random weights."""
+    torch = pytest.importorskip("torch")
+    from semo_sdk.models.semo import SemoModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SemoModel(tiny_config).eval()
+        for parameter in model.parameters():
+            if not parameter.any():  # fresh models begin with zeros in places, and would hear nothing
+                torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_model: SemoModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model as a bundle folder, exported for real. Read it, but do not change it."""
+    pytest.importorskip("onnxscript")
+    from semo_sdk.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("bundles") / "tiny-random"
+    export_bundle(tiny_model, folder, licence="Apache-2.0", provenance={"weights": "random"})
+    return folder
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": RUNTIME,
     "benchmarks": API | {"doctor", "training"},
     "serving": API,
-    "cli": API | {"doctor", "export", "engines", "training", "benchmarks", "serving"},
+    "cli": API | {"doctor", "models", "export", "engines", "training", "benchmarks", "serving"},
 }
 HEAVY = {"PIL", "cv2", "diffusers", "imageio_ffmpeg", "matplotlib", "onnx", "onnxruntime", "openvino", "safetensors"}
 HEAVY |= {"scipy", "tensorrt", "torch", "tqdm", "whisper"}
