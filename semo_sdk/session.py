@@ -34,10 +34,9 @@ class Session:
     However the sound is cut into pushes, the frames are the same, bit for bit, and the same as offline. Each chunk
     holds exactly its own sound, so picture and sound cannot drift apart.
 
-    Threads: ``push``, ``flush`` and ``stream`` are for one thread (or task) at a time; ``interrupt``, ``close``,
-    ``state`` and ``repr`` may be called from any thread meanwhile and do not wait for a running pass. Many sessions
-    may run at once on one :class:`~semo_sdk.Animator`: they take turns on the engines and do not influence each
-    other.
+    Threads: everything may be called from any thread. ``interrupt``, ``close`` and ``state`` do not wait for a running
+    pass. If several threads (or tasks) push at once, each frame is handed out once, to one of them. Many sessions may
+    run at once on one :class:`~semo_sdk.Animator`: they take turns on the engines and do not influence each other.
     """
 
     def __init__(self, graphs: Graphs, reference: Reference, state: StreamState) -> None:
@@ -190,10 +189,10 @@ class Session:
             return (self._state, self._epoch) if due else None
 
     def _commit(self, before: StreamState, epoch: int, after: StreamState) -> bool:
-        """Makes ``after`` the state, unless the speech of the pass was interrupted meanwhile."""
+        """Makes ``after`` the state, unless the pass was interrupted, or made by another thread too."""
         with self._lock:
             self._check_open()
-            if epoch != self._epoch:
+            if epoch != self._epoch or before.pass_index != self._state.pass_index:
                 return False
             arrived = self._state.pending[len(before.pending) :]
             self._state = after.push(arrived)

@@ -120,6 +120,20 @@ def test_sessions_in_threads_are_as_if_alone_and_launch_one_at_a_time(
         assert_same(got[seed], alone[seed])
 
 
+def test_threads_that_push_at_once_get_each_frame_once(open_session: Open) -> None:
+    session = open_session("low")
+    chunks: list[Chunk] = []
+    threads = [threading.Thread(target=lambda: chunks.extend(session.push(random_speech(7_680)))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(chunk.index for chunk in chunks) == list(range(0, 36, 4))
+    # All pushed the same speech, of three passes: whatever their order, it is spoken three times.
+    chunks.sort(key=lambda chunk: chunk.index)
+    assert_same(chunks, spoken(open_session("low"), [np.tile(random_speech(7_680), 3)]))
+
+
 async def in_pieces(pcm: np.ndarray, size: int) -> AsyncIterator[np.ndarray]:
     for start in range(0, len(pcm), size):
         await asyncio.sleep(0)
