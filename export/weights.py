@@ -172,7 +172,7 @@ def share_weights(model: Any, index: WeightIndex) -> SharedWeights:
 
 def _key(values: np.ndarray, *, flat: bool) -> tuple[str, tuple[int, ...], bytes]:
     shape = (values.size,) if flat else values.shape
-    digest = hashlib.blake2b(np.ascontiguousarray(values).reshape(-1).view(np.uint8), digest_size=16).digest()
+    digest = hashlib.blake2b(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, digest_size=16).digest()
     return str(values.dtype), shape, digest
 
 
