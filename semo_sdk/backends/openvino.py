@@ -113,14 +113,13 @@ def capabilities() -> frozenset[str]:
 def probe() -> BackendInfo:
     """Whether OpenVINO works here."""
     try:
-        import openvino
-
-        core = _core()
-        name = str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip()
-    except (BackendUnavailableError, ImportError) as error:
+        name = str(_core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
+    except BackendUnavailableError as error:
         return BackendInfo(NAME, False, str(error), ())
     except RuntimeError as error:
         return BackendInfo(NAME, False, f"OpenVINO finds no CPU device: {_first_line(error)}", ())
+    import openvino
+
     arithmetic = "bf16" if "BF16" in capabilities() else "fp32"
     return BackendInfo(NAME, True, f"OpenVINO {openvino.__version__.split('-')[0]}, {arithmetic}", (f"CPU: {name}",))
 

@@ -147,7 +147,7 @@ def fake_engines(config: SemoConfig, *, seed: int = 0, graphs: Sequence[str] | N
 
 
 def _choose() -> tuple[str, str]:
-    misses = []
+    misses: list[str] = []
     if cuda_device_count() and onnxruntime.probe().devices[:1] == ("CUDA",):
         return onnxruntime.NAME, "auto: ONNX Runtime has an NVIDIA GPU"
     for name, module in BACKENDS.items():

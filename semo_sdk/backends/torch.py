@@ -14,7 +14,6 @@ from semo_sdk.bundle import Bundle
 from semo_sdk.errors import BackendUnavailableError, EngineError
 
 if TYPE_CHECKING:
-    import torch as torch_module
     from torch import nn
 
 NAME = "torch"
@@ -63,7 +62,7 @@ class TorchEngine:
             self._module = None
 
 
-def torch_dtype(precision: str) -> torch_module.dtype:
+def torch_dtype(precision: str) -> Any:
     """The torch dtype of "fp32", "bf16" or "fp16"."""
     torch = _torch()
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -117,7 +116,7 @@ def _device(torch: Any) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _torch() -> torch_module:
+def _torch() -> Any:
     try:
         import torch
     except ImportError as error:

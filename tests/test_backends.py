@@ -1,0 +1,257 @@
+"""Engines on a graph of three operators, the fake engine, and how a backend is chosen."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, checker, helper, save
+
+from semo_sdk.backends import available_backends, fake_engines, graph_specs, load_engines, onnxruntime, openvino
+from semo_sdk.backends.base import Axis, Engine, GraphSpec, TensorSpec
+from semo_sdk.backends.fake import FakeEngine
+from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
+from semo_sdk.backends.openvino import MAX_COMPILED, OpenVinoEngine
+from semo_sdk.backends.select import BACKENDS
+from semo_sdk.bundle import Bundle
+from semo_sdk.config import SemoConfig
+from semo_sdk.errors import BackendUnavailableError, BundleError, ConfigError, EngineError
+from semo_sdk.export.writer import bundle_folder, write_manifest
+
+SPEC = GraphSpec(
+    "double",
+    (TensorSpec("frames", "uint8", ("B", "N", 3)), TensorSpec("gain", "float32", ("B",))),
+    (TensorSpec("bright", "uint8", ("B", "N", 3)), TensorSpec("sum", "float32", ("B", 3))),
+    {"B": Axis(1, 1, 8), "N": Axis(1, 4, 16)},
+)
+KINDS: dict[str, Callable[[Path], Engine]] = {
+    "openvino": lambda path: OpenVinoEngine(SPEC, path),
+    "onnxruntime": lambda path: OnnxRuntimeEngine(SPEC, path, threads=1),
+}
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bright = frames * gain as uint8, sum = the same summed over frames."""
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["gain", "axes"], ["g"]),
+        helper.make_node("Mul", ["x", "g"], ["y"]),
+        helper.make_node("Cast", ["y"], ["bright"], to=TensorProto.UINT8),
+        helper.make_node("ReduceSum", ["y", "one"], ["sum"], keepdims=0),
+    ]
+    types = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+    inputs, outputs = (
+        [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in tensors]
+        for tensors in (SPEC.inputs, SPEC.outputs)
+    )
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+        helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+    ]
+    graph = helper.make_graph(nodes, "double", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    checker.check_model(model, full_check=True)
+    path = tmp_path_factory.mktemp("graph") / "double.onnx"
+    save(model, path)
+    return path
+
+
+def feeds(batch: int, frames: int, gain: float = 2.0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(batch * 100 + frames)
+    return {
+        "frames": generator.integers(0, 100, (batch, frames, 3), dtype=np.uint8),
+        "gain": np.full(batch, gain, np.float32),
+    }
+
+
+@pytest.fixture(params=list(KINDS))
+def engine(request: pytest.FixtureRequest, model_path: Path) -> Engine:
+    return KINDS[request.param](model_path)
+
+
+@pytest.mark.parametrize(("batch", "frames"), [(1, 1), (1, 16), (3, 4)])
+def test_engines_compute_any_size(engine: Engine, batch: int, frames: int) -> None:
+    given = feeds(batch, frames)
+    outputs = engine(given)
+    np.testing.assert_array_equal(outputs["bright"], given["frames"] * 2)
+    np.testing.assert_array_equal(outputs["sum"], given["frames"].astype(np.float32).sum(1) * 2)
+
+
+def test_views_with_strides_are_fine(engine: Engine) -> None:
+    given = feeds(2, 8)
+    reversed_frames = {**given, "frames": given["frames"][:, ::-1]}
+    np.testing.assert_array_equal(engine(reversed_frames)["bright"], engine(given)["bright"][:, ::-1])
+
+
+def test_outputs_belong_to_the_caller(engine: Engine) -> None:
+    first = engine(feeds(1, 4))
+    kept = {name: array.copy() for name, array in first.items()}
+    first["sum"][:] += 0  # writable
+    engine(feeds(1, 4, gain=1.0))
+    for name, array in kept.items():
+        np.testing.assert_array_equal(first[name], array)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"gain": None}, "takes"),
+        ({"frames": np.zeros((1, 4, 3), np.float32)}, "expected uint8"),
+        ({"frames": np.zeros((4, 3), np.uint8)}, "expected uint8"),
+        ({"frames": np.zeros((1, 4, 4), np.uint8)}, "expected shape"),
+        ({"gain": np.zeros(2, np.float32)}, "expected shape"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(engine: Engine, wrong: dict[str, np.ndarray | None], says: str) -> None:
+    given = {k: v for k, v in {**feeds(1, 4), **wrong}.items() if v is not None}
+    with pytest.raises(EngineError, match=says):
+        engine(given)
+
+
+def test_closed_engines_refuse(engine: Engine) -> None:
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine(feeds(1, 1))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_unreadable_graphs_are_named(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"no graph")
+    with pytest.raises(EngineError, match="broken"):
+        KINDS[kind](path)
+
+
+def test_openvino_keeps_few_shapes_compiled(model_path: Path) -> None:
+    engine = OpenVinoEngine(SPEC, model_path)
+    for frames in range(1, MAX_COMPILED + 3):
+        engine(feeds(1, frames))
+    assert len(engine._compiled) == MAX_COMPILED
+    engine(feeds(1, 1))  # was dropped, compiles again
+
+
+def test_fake_engine_follows_inputs_and_nothing_else() -> None:
+    engine, given = FakeEngine(SPEC, seed=3), feeds(3, 4)
+    outputs = engine(given)
+    assert {name: (a.shape, str(a.dtype)) for name, a in outputs.items()} == {
+        "bright": ((3, 4, 3), "uint8"),
+        "sum": ((3, 3), "float32"),
+    }
+    again = FakeEngine(SPEC, seed=3)(given)
+    alone = FakeEngine(SPEC, seed=3)({name: array[1:2] for name, array in given.items()})
+    for name in outputs:
+        np.testing.assert_array_equal(outputs[name], again[name])
+        np.testing.assert_array_equal(outputs[name][1:2], alone[name])
+    assert not np.array_equal(FakeEngine(SPEC, seed=4)(given)["bright"], outputs["bright"])
+    changed = {**given, "frames": given["frames"].copy()}
+    changed["frames"][0, 2] += 1
+    differs = (FakeEngine(SPEC, seed=3)(changed)["bright"] != outputs["bright"]).any(axis=2)
+    np.testing.assert_array_equal(np.argwhere(differs), [[0, 2]])
+    assert engine.calls == 1
+
+
+def test_fake_engine_refuses_what_was_never_written() -> None:
+    given = {**feeds(1, 1), "gain": np.array([np.nan], np.float32)}
+    with pytest.raises(EngineError, match="'gain': NaN"):
+        FakeEngine(SPEC)(given)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Bundle:
+    """A bundle whose graphs are all the toy graph: enough to choose, open and close."""
+    config = SemoConfig()
+    out = tmp_path_factory.mktemp("bundles") / "toy"
+    with bundle_folder(out) as work:
+        (work / "weights.safetensors").write_bytes(b"none")
+        for name in graph_specs(config):
+            (work / f"{name}.fp32.onnx").write_bytes(model_path.read_bytes())
+        write_manifest(work, config, precisions=["fp32"], licence="", provenance={}, metrics={})
+    return Bundle.open(out)
+
+
+def test_every_backend_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    infos = available_backends()
+    assert [info.name for info in infos] == ["openvino", "onnxruntime", "torch"]
+    assert all(info.available and info.devices and info.reason for info in infos)
+    for name in BACKENDS:
+        monkeypatch.setitem(sys.modules, name, None)
+    openvino._core.cache_clear()
+    missing = available_backends()
+    openvino._core.cache_clear()
+    assert not any(info.available or info.devices for info in missing)
+    assert all("pip install" in info.reason for info in missing)
+
+
+def test_auto_prefers_openvino_and_says_so(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "semo_sdk"), load_engines(bundle) as engines:
+        assert engines.backend == "openvino"
+        assert engines.precision == ("bf16" if "BF16" in openvino.capabilities() else "fp32")
+        assert "OpenVINO" in engines.reason and engines.reason in caplog.text
+        assert list(engines) == ["reference", "motion_encoder", "audio", "motion", "render"]
+        assert engines["audio"] is engines["audio"]
+    with pytest.raises(EngineError, match="closed"):
+        engines["audio"]
+
+
+def test_auto_takes_the_next_when_one_is_missing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino._core.cache_clear()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with load_engines(bundle) as engines:
+        assert engines.backend == "onnxruntime"
+        assert "openvino" in engines.reason
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(BackendUnavailableError, match=r"openvino.*semo-sdk\[ort\].*torch"):
+        load_engines(bundle)
+    with pytest.raises(BackendUnavailableError, match=r"semo-sdk\[ort\]"):
+        load_engines(bundle, "onnxruntime")
+    openvino._core.cache_clear()
+
+
+def test_onnxruntime_is_first_where_it_has_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semo_sdk.backends.select.cuda_device_count", lambda: 1)
+    monkeypatch.setattr(onnxruntime, "has_cuda", lambda: True)
+    assert load_engines(bundle).backend == "onnxruntime"
+
+
+def test_graphs_open_late_and_once(bundle: Bundle) -> None:
+    engines = load_engines(bundle, "onnxruntime", graphs=["audio", "motion"], threads=1)
+    assert len(engines) == 2 and not engines._engines
+    engines.prepare(["audio"])
+    assert list(engines._engines) == ["audio"]
+    engines.prepare()
+    assert list(engines._engines) == ["audio", "motion"]
+    engines.close()
+    engines.close()
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        ({"backend": "tensorflow"}, "no backend 'tensorflow'; choose auto, openvino"),
+        ({"precision": "int4"}, "no precision 'int4'; choose auto, fp32"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "no precision 'bf16'"),
+        ({"graphs": ["audio", "smell"]}, "no graph 'smell'"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_impossible_wishes_are_refused(bundle: Bundle, wish: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_engines(bundle, **wish)
+
+
+def test_a_precision_that_the_bundle_lacks_is_named(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"no audio\.fp16\.onnx; it has audio\.fp32\.onnx"):
+        load_engines(bundle, precision="fp16")["audio"]
+
+
+def test_fake_engines_stand_for_a_whole_model(bundle: Bundle) -> None:
+    by_config, by_bundle = fake_engines(bundle.config), load_engines(bundle, "fake")
+    pcm = {"pcm": np.zeros(by_config.specs["audio"].inputs[0].shape[1:], np.float32)[None]}
+    np.testing.assert_array_equal(by_config["audio"](pcm)["features"], by_bundle["audio"](pcm)["features"])
