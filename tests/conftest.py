@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-# semo-tiny's shape (warp prior, one step, DCT), but so small that export and every engine take seconds.
 Open = Callable[..., Session]
 
+# semo-tiny's shape (warp prior, one step, DCT), but so small that export and every engine take seconds.
 TINY = SemoConfig(
     name="tiny-random",
     vae="patch",
