@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "torch"
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "fp16")
 
 
 class TorchEngine:
@@ -63,9 +63,9 @@ class TorchEngine:
 
 
 def torch_dtype(precision: str) -> Any:
-    """The torch dtype of "fp32", "bf16" or "fp16"."""
+    """The torch dtype of "fp32" or "fp16"."""
     torch = _torch()
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return {"fp32": torch.float32, "fp16": torch.float16}[precision]
 
 
 def probe() -> BackendInfo:

@@ -26,7 +26,7 @@ class ReferenceGraph(_Graph):
         m = self.model
         latents = m.to_latents(image)
         white = m.whiten(latents)
-        motion = m.encoder(white).unsqueeze(1)
+        motion = m.encoder(latents).unsqueeze(1)
         outputs = (latents.float(), motion.float())
         if not m.config.decoder.cache_reference:
             return outputs
@@ -39,7 +39,7 @@ class MotionEncoderGraph(_Graph):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         m = self.model
-        motion = m.encoder(m.whiten(m.to_latents(frames.to(m.dtype).flatten(0, 1))))
+        motion = m.encoder(m.to_latents(frames.to(m.dtype).flatten(0, 1)))
         return (motion.unflatten(0, (frames.shape[0], frames.shape[1])).float(),)
 
 

@@ -183,7 +183,7 @@ class WarpHead(nn.Module):
         """Offsets (B * n, 2, warp_size, warp_size), x and y, in units of half the image side.
 
         Args:
-            reference: (B, C, h, w) whitened latents. reference_motion: (B, 1, T * D). motion: (B, n, T * D).
+            reference: (B, C, h, w) latents. reference_motion: (B, 1, T * D). motion: (B, n, T * D).
         """
         frames = motion.shape[1]
         pair = torch.cat([reference_motion.expand(-1, frames, -1), motion - reference_motion], dim=-1)

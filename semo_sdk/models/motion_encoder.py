@@ -32,25 +32,36 @@ class MotionEncoder(nn.Module):
         """Motion of each frame.
 
         Args:
-            latents: (B, C, h, w) whitened latents, one frame each: frames are encoded independently.
+            latents: (B, C, h, w), one frame each: frames are encoded independently.
             mask_ratio: part of the patches to drop, in [0, 1).
 
         Returns:
             (B, T * D) motion, T tokens of width D side by side.
         """
+        return self.encode(latents, mask_ratio)[0]
+
+    def encode(self, latents: Tensor, mask_ratio: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Motion (B, T * D), the patches' features (B, kept, hidden), and which patches were kept (None = all)."""
         x = self.embed(patchify(latents, self.patch))
         x = x + self.position.to(x.dtype)
+        kept = None
         if mask_ratio > 0:
-            x = drop_patches(x, mask_ratio)
+            x, kept = drop_patches(x, mask_ratio)
         tokens = self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)
         x = torch.cat([tokens, x], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.out_norm(self.out(self.norm(x[:, : self.tokens.shape[0]]))).flatten(1)
+        x = self.norm(x)
+        count = self.tokens.shape[0]
+        return self.out_norm(self.out(x[:, :count])).flatten(1), x[:, count:], kept
 
 
-def drop_patches(x: Tensor, ratio: float) -> Tensor:
-    """Keeps a random ``1 - ratio`` of the (B, N, width) tokens of each sample, in their original order."""
+def drop_patches(x: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """Keeps a random ``1 - ratio`` of the (B, N, width) tokens of each sample, in their original order.
+
+    Returns:
+        The kept tokens (B, kept, width) and their numbers (B, kept).
+    """
     keep = max(1, round(x.shape[1] * (1 - ratio)))
     order = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)[:, :keep].sort(dim=1).values
-    return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1])), order

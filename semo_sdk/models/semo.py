@@ -14,7 +14,7 @@ from semo_sdk.models.whisper import WhisperEncoder
 
 
 class SemoModel(nn.Module):
-    """The parts of one model and how they meet; all tensors between them are whitened latents and motion tokens."""
+    """The parts of one model and how they meet; the flow runs in whitened latents."""
 
     def __init__(self, config: SemoConfig) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class SemoModel(nn.Module):
         """
         decoder = self.decoder
         reference = self.whiten(latents)
-        offsets = None if decoder.warp is None else decoder.warp(reference, reference_motion, motion)
+        offsets = None if decoder.warp is None else decoder.warp(latents, reference_motion, motion)
         prior = make_prior(self.config, self.vae, latents, noise, offsets, motion.shape[1])
         pairs = None if cache is None else [(layer[:, 0], layer[:, 1]) for layer in cache.unbind(1)]
         joint = reference if cache is None else None

@@ -48,10 +48,17 @@ class Batch:
 
 @dataclass
 class Stills:
-    """Unrelated frames: images (B, 256, 256, 3) uint8 RGB and motion (B, 30) float32, NaN where unknown."""
+    """Unrelated frames and what the puppet knows of them.
+
+    Attributes:
+        images: (B, 256, 256, 3) uint8 RGB.
+        motion: (B, 30) float32 pose and expression; NaN where unknown.
+        surface: (B, S, S, 3) float32, the point of the mean face that each cell shows; NaN off the face.
+    """
 
     images: Tensor
     motion: Tensor
+    surface: Tensor
 
 
 class PuppetData:
@@ -67,6 +74,8 @@ class PuppetData:
         self.groups = complete[first:last]
         if not self.groups:
             raise InputError(f"no rendered groups in {folder}; make them with: semo data puppet")
+        with np.load(Path(folder) / "driver.npz") as driver:
+            self.canonical = driver["canonical"].astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -80,13 +89,19 @@ class PuppetData:
 
     def stills(self, rng: np.random.Generator, size: int) -> Stills:
         """``size`` unrelated frames of any group, identity and time, with what the puppet knows of them."""
-        images, motions = [], []
+        parts = []
         for index in rng.integers(len(self.groups), size=size):
             data = self.open(int(index))
-            k, i = int(rng.integers(data["frames"].shape[0])), int(rng.integers(data["frames"].shape[1]))
-            images.append(data["frames"][k, i])
-            motions.append(data["motion"][k, i])
-        return Stills(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(motions)))
+            k, i = int(rng.integers(data["frames"].shape[0])), int(rng.integers(1, data["frames"].shape[1]))
+            surface = self._surface(data["triangles"][k, i - 1], data["barycentric"][k, i - 1])
+            parts.append((data["frames"][k, i], data["motion"][k, i], surface))
+        return Stills(*(torch.from_numpy(np.stack(x)) for x in zip(*parts, strict=True)))
+
+    def _surface(self, triangles: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+        on_face = (triangles < len(self.canonical)).all(-1)
+        corners = np.where(on_face[:, None], triangles, 0)
+        points = source_points(self.canonical[None], corners[None, None], barycentric[None, None])[0, 0]
+        return np.where(on_face.reshape(*points.shape[:2], 1), points, np.nan)
 
     def batch(self, rng: np.random.Generator, *, groups: int, identities: int, frames: int) -> Batch:
         """A batch of ``groups * identities`` sequences of ``frames`` frames, one to six frames apart."""
@@ -122,17 +137,17 @@ def source_points(points: np.ndarray, triangles: np.ndarray, barycentric: np.nda
     """Where each cell of the target comes from in the reference.
 
     Args:
-        points: (G, P, 2) px of the reference. triangles: (G, F, S * S, 3) vertex numbers, on the target.
+        points: (G, P, n) of the reference, px. triangles: (G, F, S * S, 3) vertex numbers, on the target.
         barycentric: (G, F, S * S, 2) first two weights.
 
     Returns:
-        (G, F, S, S, 2) float32 px in the reference.
+        (G, F, S, S, n) float32 of the reference.
     """
     weights = np.concatenate([barycentric, 1 - barycentric.sum(-1, keepdims=True)], -1).astype(np.float32)
     group = np.arange(len(points))[:, None, None, None]
     source = (points[group, triangles] * weights[..., None]).sum(-2)
     side = round(source.shape[2] ** 0.5)
-    return source.reshape(*source.shape[:2], side, side, 2).astype(np.float32)
+    return source.reshape(*source.shape[:2], side, side, points.shape[-1]).astype(np.float32)
 
 
 def offsets_from(source: np.ndarray) -> np.ndarray:

@@ -105,6 +105,7 @@ class Trainer:
         sums: dict[str, float] = {}
         started = time.perf_counter()
         for batch in batches:
+            torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # a resumed run draws what it would have drawn
             parts = losses(batch)
             norm = self.update(parts["loss"])
             for key, value in {**parts, "norm": norm}.items():

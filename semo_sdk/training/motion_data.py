@@ -99,7 +99,7 @@ def prepare(
     for i in tqdm(range(len(puppet_data)), desc="puppet groups", unit="group"):
         data, meta = puppet_data.open(i), puppet_data.meta(i)
         for k in rng.permutation(len(data["frames"]))[:identities]:
-            tokens = encode(model, np.asarray(data["frames"][k]))
+            tokens = encode(model, np.array(data["frames"][k]))
             add(tokens, wanted[i], int(str(meta["first"])), reference=True)
             known.append((tokens[1:].numpy(), np.asarray(data["motion"][k, 1:])))
     ends, features = [], []
@@ -121,7 +121,7 @@ def encode(model: SemoModel, frames: np.ndarray, batch: int = 25) -> Tensor:
     parts = []
     for piece in torch.from_numpy(frames).split(batch):
         with torch.autocast("cpu", torch.bfloat16):
-            parts.append(model.encoder(model.whiten(model.to_latents(piece))).float())
+            parts.append(model.encoder(model.to_latents(piece)).float())
     return torch.cat(parts)
 
 

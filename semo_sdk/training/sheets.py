@@ -27,11 +27,11 @@ def write_sheet(model: SemoModel, data: PuppetData, path: Path, *, rows: int = 6
         with torch.autocast("cpu", torch.bfloat16):
             latents = model.to_latents(reference)
             white = model.whiten(latents)
-            reference_motion = model.encoder(white)[:, None]
-            motion = model.encoder(model.whiten(model.to_latents(driver)))[None]
+            reference_motion = model.encoder(latents)[:, None]
+            motion = model.encoder(model.to_latents(driver))[None]
             cells = [reference[0], driver[0]]
             if model.decoder.warp is not None:
-                offsets = model.decoder.warp(white, reference_motion, motion)
+                offsets = model.decoder.warp(latents, reference_motion, motion)
                 cells.append(model.to_frames(model.vae.warp(latents.expand(window, -1, -1, -1), offsets).float())[0])
             cache = torch.stack([torch.stack(pair, 1) for pair in model.decoder.encode_reference(white)], 1)
             noise = torch.randn(1, window, *latents.shape[1:]) if model.config.needs_noise else None

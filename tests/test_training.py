@@ -1,0 +1,238 @@
+"""Both training stages on a made-up data set: they learn something, resume exactly, and refuse what they must."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from semo_sdk.config import DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
+from semo_sdk.errors import CheckpointError, InputError
+from semo_sdk.models.checkpoint import load_checkpoint
+from semo_sdk.models.whisper import WhisperEncoder
+from semo_sdk.training import autoencoder, generator, motion_data
+from semo_sdk.training.data import PuppetData, offsets_from, prefetch, source_points
+from semo_sdk.training.loop import LoopConfig
+
+SIDE, POINTS = 64, 500
+
+MODEL = SemoConfig(
+    name="small",
+    vae="patch",
+    encoder=EncoderConfig(hidden=32, layers=1, heads=2),
+    decoder=DecoderConfig(
+        hidden=32, layers=1, heads=2, temporal_window=4, prior="warp", prior_noise=0.0, warp_layers=1,
+        refine_channels=8, steps=1,
+    ),
+    generator=GeneratorConfig(hidden=32, layers=1, heads=2, steps=2),
+)  # fmt: skip
+
+
+def shifted(image: np.ndarray, by: int) -> np.ndarray:
+    return np.roll(image, by, axis=1)
+
+
+@pytest.fixture(scope="module")
+def puppets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three groups of two identities; a frame is the portrait moved sideways, and the field says so."""
+    folder = tmp_path_factory.mktemp("puppets")
+    rng = np.random.default_rng(0)
+    frames, identities = 6, 2
+    centres = (np.arange(SIDE) + 0.5) * 4
+    grid = np.stack(np.meshgrid(centres, centres), -1).reshape(-1, 2)
+    for number in range(3):
+        group = folder / f"group_{number:05d}"
+        group.mkdir()
+        shifts = np.concatenate([[0], rng.integers(-12, 13, frames)])
+        portraits = rng.integers(0, 255, (identities, 8, 8, 3)).repeat(32, 1).repeat(32, 2).astype(np.uint8)
+        images = np.stack([[shifted(p, int(s)) for s in shifts] for p in portraits])
+        base = rng.random((identities, 1, POINTS, 2)) * 256
+        points = base + np.stack([shifts, np.zeros(len(shifts))], -1)[None, :, None]
+        # each cell hangs on three points; weights that are 1 on the first would ignore the others
+        triangles = np.zeros((identities, frames, SIDE * SIDE, 3), np.int16)
+        barycentric = np.zeros((identities, frames, SIDE * SIDE, 2), np.float16)
+        barycentric[..., 0] = 1
+        motion = np.zeros((identities, 1 + frames, 30), np.float32)
+        motion[..., 4] = shifts / 8
+        motion[:, 0, 6:] = np.nan
+        arrays = {
+            "frames": images,
+            "points": points.astype(np.float32),
+            "triangles": triangles,
+            "barycentric": barycentric,
+            "weight": rng.integers(0, 4, (identities, frames, SIDE, SIDE)).astype(np.uint8),
+            "motion": motion,
+        }
+        for name, array in arrays.items():
+            np.save(group / f"{name}.npy", array)
+        (group / "meta.json").write_text(json.dumps({"clip": "a000", "first": 2}))
+    np.savez(folder / "driver.npz", canonical=rng.standard_normal((468, 3)))
+    assert len(grid) == SIDE * SIDE
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("whisper") / "encoder.safetensors"
+    save_file({k: v.contiguous() for k, v in WhisperEncoder(MODEL.audio).state_dict().items()}, path)
+    return path
+
+
+def first_stage(steps: int, **changes: object) -> autoencoder.TrainConfig:
+    loop = LoopConfig(steps=steps, save_every=3, log_every=1, warmup=1, learning_rate=1e-3)
+    return autoencoder.TrainConfig(
+        model=MODEL, loop=loop, stills=4, pairs=2, warp_from=0.3, flow_from=0.5, freeze_encoder_from=0.8,
+        validation_groups=1, **changes,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(puppets: Path, whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stage1")
+    autoencoder.train(first_stage(9), puppets, out, whisper=whisper)
+    return out
+
+
+def test_field_of_a_shift_is_the_shift() -> None:
+    centres = (np.arange(SIDE) + 0.5) * 4
+    grid = np.stack(np.meshgrid(centres, centres), -1).reshape(1, -1, 2).astype(np.float32)
+    corners = np.arange(SIDE * SIDE)[None, None, :, None].repeat(3, -1)
+    weights = np.full((1, 1, SIDE * SIDE, 2), 1 / 3, np.float32)
+    source = source_points(grid + [5, 0], corners, weights)  # the reference's points lie 5 px further right
+    np.testing.assert_allclose(offsets_from(source)[0, 0, 0], 5 / 128, atol=1e-3)
+    np.testing.assert_allclose(offsets_from(source)[0, 0, 1], 0, atol=1e-3)
+
+
+def test_batches_depend_on_the_generator_alone(puppets: Path) -> None:
+    data = PuppetData(puppets)
+    a, b, c = (data.batch(np.random.default_rng(seed), groups=2, identities=2, frames=2) for seed in (1, 1, 2))
+    assert torch.equal(a.target, b.target)
+    assert torch.equal(a.field, b.field)
+    assert not torch.equal(a.target, c.target)
+    assert a.target.shape == (4, 2, 256, 256, 3)
+    assert a.field.shape == (4, 2, 2, SIDE, SIDE)
+    groups = torch.arange(4) // 2
+    assert torch.equal(groups[a.driver], groups)  # a driver is always of the same group
+
+
+def test_no_data_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="semo data puppet"):
+        PuppetData(tmp_path)
+    with pytest.raises(InputError, match="semo data motion"):
+        motion_data.MotionData(tmp_path)
+
+
+def test_prefetch_hands_on_errors_and_stops() -> None:
+    def make(step: int) -> int:
+        if step == 3:
+            raise OSError("disk")
+        return step
+
+    seen = []
+    with pytest.raises(OSError, match="disk"):
+        for item in prefetch(make, 0, 10):
+            seen.append(item)
+    assert seen == [0, 1, 2]
+    endless = prefetch(lambda step: step, 0, 10**9)
+    assert [next(endless) for _ in range(3)] == [0, 1, 2]
+    endless.close()  # returns: the thread is told to stop
+
+
+def test_first_stage_runs_through_its_phases(trained: Path) -> None:
+    rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert "surface" in rows[0] and "field" not in rows[0]
+    assert "field" in rows[4] and "flow" not in rows[3]
+    assert "flow" in rows[-1]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert (trained / "loss.png").stat().st_size > 1000
+    assert list((trained / "samples").glob("*.png"))
+    model, metadata = load_checkpoint(trained / "autoencoder.safetensors")
+    assert metadata["stage"] == "autoencoder"
+    assert model.config == MODEL
+
+
+def test_resumed_run_equals_an_uninterrupted_one(puppets: Path, whisper: Path, trained: Path, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    config = first_stage(9)
+    saved = autoencoder.save_checkpoint
+
+    def stop_at_first_save(*args: object, **kwargs: object) -> None:
+        saved(*args, **kwargs)  # type: ignore[arg-type]
+        raise Stopped
+
+    autoencoder.save_checkpoint = stop_at_first_save
+    try:
+        with pytest.raises(Stopped):
+            autoencoder.train(config, puppets, tmp_path, whisper=whisper)
+    finally:
+        autoencoder.save_checkpoint = saved
+    with pytest.raises(CheckpointError, match="resume"):
+        autoencoder.train(config, puppets, tmp_path, whisper=whisper)
+    autoencoder.train(config, puppets, tmp_path, whisper=whisper, resume=True)
+    a, b = load_file(trained / "autoencoder.safetensors"), load_file(tmp_path / "autoencoder.safetensors")
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_resume_without_a_run_or_of_another_model(puppets: Path, whisper: Path, tmp_path: Path, trained: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        autoencoder.train(first_stage(3), puppets, tmp_path / "new", whisper=whisper, resume=True)
+    (tmp_path / "state.safetensors").write_bytes((trained / "state.safetensors").read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="truncated"):
+        autoencoder.train(first_stage(3), puppets, tmp_path, whisper=whisper, resume=True)
+
+
+def write_clip(path: Path, rng: np.random.Generator) -> None:
+    from semo_sdk.media.video import VideoWriter
+
+    frames = rng.integers(0, 255, (40, 64, 64, 3)).astype(np.uint8)
+    sound = (0.1 * rng.standard_normal(40 * 640)).astype(np.float32)
+    with VideoWriter(path, (64, 64)) as writer:
+        writer.write(frames, sound)
+
+
+def test_second_stage_from_clips_to_a_whole_model(puppets: Path, trained: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    grid, landmarks = tmp_path / "grid", tmp_path / "landmarks"
+    grid.mkdir(), landmarks.mkdir()
+    for name in ("a000", "b000", "c000", "d000"):
+        write_clip(grid / f"{name}.mp4", rng)
+        np.save(landmarks / f"{name}.npy", 16 + 32 * rng.random((40, 478, 3)).astype(np.float32))
+    model, _ = load_checkpoint(trained / "autoencoder.safetensors")
+    data = tmp_path / "motion"
+    held, motion_data.HELD_OUT_CLIPS = motion_data.HELD_OUT_CLIPS, 2
+    try:
+        motion_data.prepare(model, grid, landmarks, puppets, data, clips=2, held_out=2, groups=2, identities=2, windows=5)
+    finally:
+        motion_data.HELD_OUT_CLIPS = held
+    loaded = motion_data.MotionData(data)
+    assert len(loaded.held_out) == 2
+    batch = loaded.batch(np.random.default_rng(0), 8)
+    assert batch.target.shape == (8, 16, 512)
+    assert batch.context.shape == (8, 8, 512)
+    assert set(batch.available.tolist()) <= set(range(4, 17))
+    assert batch.valid.any(1).all()
+    config = generator.TrainConfig(
+        generator=MODEL.generator, loop=LoopConfig(steps=4, save_every=2, log_every=1, warmup=1), batch=8
+    )
+    path = generator.train(config, trained / "autoencoder.safetensors", data, tmp_path / "stage2")
+    whole, metadata = load_checkpoint(path)
+    assert metadata["stage"] == "generator"
+    assert torch.equal(whole.encoder.embed.weight, model.encoder.embed.weight)  # the first stage is frozen
+    assert whole.generator.std.std() > 0
+    scores = [json.loads(line) for line in (tmp_path / "stage2" / "validation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in scores] == [2, 4]
+    assert {"matched", "mismatched"} <= set(scores[0])
+
+
+def test_stage_files_are_not_pickles(trained: Path) -> None:
+    for path in trained.glob("*.safetensors"):
+        assert load_file(path)
+    assert not [p for p in trained.rglob("*") if p.suffix in {".pt", ".pth", ".pkl", ".ckpt"}]
