@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from semo_sdk.config import SemoConfig, Strict, preset
 from semo_sdk.models import flow
 from semo_sdk.models.checkpoint import save_checkpoint
+from semo_sdk.models.layers import patchify
 from semo_sdk.models.motion_decoder import make_prior
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.models.whisper import load_whisper
@@ -27,8 +28,8 @@ from semo_sdk.training.sheets import write_sheet
 REGION_WEIGHT = (0.1, 1.0, 4.0, 8.0)  # background, face, mouth and eyes, inside of the mouth
 FIELD_WEIGHT = (0.3, 1.0, 4.0, 1.0)
 MOTION_SIZE = 30  # pose (6) and expression (24) that the puppet knows of each frame
-PROBE_WEIGHT = (2.0,) * 6 + (2.0,) * 6 + (0.7,) * 6 + (0.3,) * 12  # the trailing components are mostly noise
-SURFACE_UNIT = 2.0  # the mean face is about one unit high
+PROBE_WEIGHT = (2.0,) * 6 + (4.0,) * 6 + (1.0,) * 6 + (0.3,) * 12  # the trailing components are mostly noise
+SURFACE_SIZE = 4  # place on the mean face (3), and whether the cell is inside an open mouth
 
 
 class TrainConfig(Strict):
@@ -42,6 +43,7 @@ class TrainConfig(Strict):
     flow_from: float = 0.55  # share of the run after which the decoder's flow is trained beside its warp
     freeze_encoder_from: float = 0.6  # from here on tokens no longer change: the second stage can start
     validation_groups: int = 4  # the last ones by name
+    min_face: float = 0.46  # height of the face in the crop: a mouth of few pixels teaches little
     at_prior: float = 0.7  # share of samples at t = 1, the step that must move the face; the others are uniform
     field_weight: float = 1.0
     probe_weight: float = 0.5
@@ -56,7 +58,8 @@ class Stage1(nn.Module):
         super().__init__()
         self.model, self.config = model, config
         self.probe = nn.Linear(model.config.motion_dim, MOTION_SIZE)
-        self.surface = nn.Linear(model.config.encoder.hidden, 3)
+        cells = model.config.decoder.warp_size // model.config.grid
+        self.surface = nn.Linear(model.config.encoder.hidden, SURFACE_SIZE * cells**2)
         self.progress = 0.0
 
     def forward(self, batch: Batch | Stills) -> dict[str, Tensor]:
@@ -89,17 +92,17 @@ class Stage1(nn.Module):
     def _stills(self, batch: Stills) -> dict[str, Tensor]:
         """The encoder alone: pose and expression from the token, and the place on the face from each patch.
 
-        The second is what makes a small transformer learn faces in minutes: 256 answers a frame instead of one.
+        The second is what makes a small transformer learn faces in minutes: thousands of answers a frame, not one.
         """
         m = self.model
         tokens, patches, kept = m.encoder.encode(self._latents(batch.images[:, None])[:, 0], self._ratio())
         probe = self._probe_error(tokens, batch)
         cells = batch.surface.shape[1] // m.config.grid
-        surface = batch.surface[:, cells // 2 :: cells, cells // 2 :: cells].flatten(1, 2)
+        surface = patchify(batch.surface.movedim(-1, 1), cells)
         if kept is not None:
-            surface = surface.gather(1, kept.unsqueeze(-1).expand(-1, -1, 3))
+            surface = surface.gather(1, kept.unsqueeze(-1).expand(-1, -1, surface.shape[-1]))
         known = ~surface.isnan()
-        place = F.smooth_l1_loss(self.surface(patches).float()[known], surface[known] * SURFACE_UNIT, beta=0.1)
+        place = F.smooth_l1_loss(self.surface(patches).float()[known], surface[known], beta=0.1)
         return {"loss": probe + place, "probe": probe, "surface": place}
 
     def _ratio(self) -> float:
@@ -189,9 +192,9 @@ def train(
     """
     out = Path(out)
     torch.manual_seed(config.loop.seed)
-    everything = PuppetData(data)
+    everything = PuppetData(data, min_face=config.min_face)
     cut = max(1, len(everything) - config.validation_groups)
-    fresh, held = PuppetData(data, last=cut), PuppetData(data, first=min(cut, len(everything) - 1))
+    fresh, held = everything.part(0, cut), everything.part(min(cut, len(everything) - 1), None)
     model = SemoModel(config.model)
     load_whisper(model.whisper, whisper)
     stage = Stage1(model, config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -22,6 +23,7 @@ from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import InputError
 
 T = TypeVar("T")
+SURFACE_SCALE = 2.0  # the mean face is about one unit high
 FILES = ("frames", "points", "triangles", "barycentric", "weight", "motion")
 
 
@@ -53,7 +55,8 @@ class Stills:
     Attributes:
         images: (B, 256, 256, 3) uint8 RGB.
         motion: (B, 30) float32 pose and expression; NaN where unknown.
-        surface: (B, S, S, 3) float32, the point of the mean face that each cell shows; NaN off the face.
+        surface: (B, S, S, 4) float32: the point of the mean face that each cell shows (in units of half its height,
+            NaN off the skin), and 1 where the cell is inside an open mouth, else 0.
     """
 
     images: Tensor
@@ -64,18 +67,24 @@ class Stills:
 class PuppetData:
     """Read-only view of rendered groups; batches are a pure function of the random generator given."""
 
-    def __init__(self, folder: str | Path, *, first: int = 0, last: int | None = None) -> None:
-        """Groups ``first`` to ``last`` of the complete ones, in order of name.
+    def __init__(self, folder: str | Path, *, min_face: float = 0.0) -> None:
+        """Complete groups in order of name, those whose face is at least ``min_face`` of the crop high.
 
         Raises:
-            InputError: no complete group there.
+            InputError: no such group there.
         """
         complete = sorted(p.parent for p in Path(folder).glob("group_*/meta.json"))
-        self.groups = complete[first:last]
+        self.groups = [group for group in complete if _face_height(group) >= min_face]
         if not self.groups:
             raise InputError(f"no rendered groups in {folder}; make them with: semo data puppet")
         with np.load(Path(folder) / "driver.npz") as driver:
             self.canonical = driver["canonical"].astype(np.float32)
+
+    def part(self, first: int, last: int | None) -> PuppetData:
+        """The groups ``first`` to ``last`` alone."""
+        view = copy(self)
+        view.groups = self.groups[first:last]
+        return view
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -93,15 +102,18 @@ class PuppetData:
         for index in rng.integers(len(self.groups), size=size):
             data = self.open(int(index))
             k, i = int(rng.integers(data["frames"].shape[0])), int(rng.integers(1, data["frames"].shape[1]))
-            surface = self._surface(data["triangles"][k, i - 1], data["barycentric"][k, i - 1])
+            surface = self._surface(
+                data["triangles"][k, i - 1], data["barycentric"][k, i - 1], data["weight"][k, i - 1] == 3
+            )
             parts.append((data["frames"][k, i], data["motion"][k, i], surface))
         return Stills(*(torch.from_numpy(np.stack(x)) for x in zip(*parts, strict=True)))
 
-    def _surface(self, triangles: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+    def _surface(self, triangles: np.ndarray, barycentric: np.ndarray, inside: np.ndarray) -> np.ndarray:
         on_face = (triangles < len(self.canonical)).all(-1)
         corners = np.where(on_face[:, None], triangles, 0)
-        points = source_points(self.canonical[None], corners[None, None], barycentric[None, None])[0, 0]
-        return np.where(on_face.reshape(*points.shape[:2], 1), points, np.nan)
+        places = source_points(self.canonical[None], corners[None, None], barycentric[None, None])[0, 0]
+        places = np.where((on_face.reshape(inside.shape) & ~inside)[..., None], places * SURFACE_SCALE, np.nan)
+        return np.concatenate([places, inside[..., None]], -1).astype(np.float32)
 
     def batch(self, rng: np.random.Generator, *, groups: int, identities: int, frames: int) -> Batch:
         """A batch of ``groups * identities`` sequences of ``frames`` frames, one to six frames apart."""
@@ -131,6 +143,12 @@ class PuppetData:
         driver = offset + (np.arange(identities) + shift) % identities
         weight = data["weight"][chosen[:, None], index]
         return reference, target, driver, offsets_from(source), weight, motion
+
+
+def _face_height(group: Path) -> float:
+    """Mean height of the face in a group's frames, as a share of the crop (see ``motion_target``)."""
+    size = np.load(group / "motion.npy", mmap_mode="r")[:, 1:, 3]
+    return float(np.exp(size.mean() / 5) * 128 / IMAGE_SIZE)
 
 
 def source_points(points: np.ndarray, triangles: np.ndarray, barycentric: np.ndarray) -> np.ndarray:

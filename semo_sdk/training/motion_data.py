@@ -73,7 +73,7 @@ def prepare(
     if len(names) <= HELD_OUT_CLIPS:
         raise InputError(f"{grid} has {len(names)} clips; more than {HELD_OUT_CLIPS} are needed")
     training, held = names[:-HELD_OUT_CLIPS], names[-HELD_OUT_CLIPS:][:held_out]
-    puppet_data = PuppetData(puppets, last=groups)
+    puppet_data = PuppetData(puppets).part(0, groups)
     wanted = [str(puppet_data.meta(i)["clip"]) for i in range(len(puppet_data))]
     filmed = [str(n) for n in rng.permutation(training)[:clips]]
     order = list(dict.fromkeys([*filmed, *wanted, *held]))
