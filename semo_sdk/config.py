@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 
 # latent channels, downsampling factor
 VAE_SHAPES: dict[str, tuple[int, int]] = {"sd": (4, 8), "taef2": (32, 8), "patch": (192, 8)}

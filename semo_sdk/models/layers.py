@@ -7,7 +7,7 @@ is what makes a ``.half()`` model a safe, strongly typed float16 graph.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,8 @@ class Block(nn.Module):
         self.qkv, self.proj, self.mlp = nn.Linear(width, 3 * width), nn.Linear(width, width), Mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.proj(attention(*self.qkv(self.norm1(x)).chunk(3, dim=-1), self.heads))
+        q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        x = x + self.proj(attention(q, k, v, self.heads))
         return x + self.mlp(self.norm2(x))
 
 
@@ -152,6 +153,8 @@ class AdaBlock(nn.Module):
 class TimeEmbedding(Float32Buffers):
     """Flow time t in [0, 1] -> (..., width): sinusoids, then a two-layer network."""
 
+    scale: Tensor
+
     def __init__(self, width: int, frequencies: int = 128) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
@@ -160,7 +163,7 @@ class TimeEmbedding(Float32Buffers):
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t.float().unsqueeze(-1) * self.scale
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(cast(nn.Linear, self.mlp[0]).weight.dtype))
 
 
 def sincos(positions: Tensor, width: int) -> Tensor:

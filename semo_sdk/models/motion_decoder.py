@@ -34,6 +34,8 @@ Cache = Sequence[tuple[Tensor, Tensor]]  # keys and values of the reference toke
 class MotionDecoder(nn.Module):
     """Velocity network of the first stage, with the head that predicts the warp when ``prior`` is ``warp``."""
 
+    moments: Tensor
+
     def __init__(self, config: SemoConfig) -> None:
         super().__init__()
         c = config.decoder

@@ -22,6 +22,10 @@ class MotionGenerator(Float32Buffers):
     network that is narrower than the token. Motion is standardised by statistics of the training set.
     """
 
+    moments: Tensor
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: SemoConfig) -> None:
         super().__init__()
         c, dim = config.generator, config.motion_dim

@@ -7,6 +7,7 @@ warp field. All are frozen.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,6 +71,8 @@ class PatchVae(Vae):
     It costs next to nothing, loses nothing (skin, hair and background stay as sharp as the photo), and an error in
     latents is the same error in pixels. The warp moves pixels, so it is exact below 8 px.
     """
+
+    basis: Tensor
 
     def __init__(self) -> None:
         u = torch.arange(8.0)
@@ -210,7 +213,7 @@ def make_vae(name: str) -> Vae:
         ConfigError: unknown name.
         MissingDependencyError: ``sd`` without diffusers.
     """
-    kinds = {"sd": SdVae, "taef2": TinyVae, "patch": PatchVae}
+    kinds: dict[str, Callable[[], Vae]] = {"sd": SdVae, "taef2": TinyVae, "patch": PatchVae}
     if name not in kinds:
         raise ConfigError(f"no VAE {name!r}; there are {', '.join(kinds)}")
     vae = kinds[name]().eval()

@@ -48,6 +48,9 @@ def mel_filterbank() -> Tensor:
 class LogMel(Float32Buffers):
     """PCM (B, samples) in [-1, 1] -> Whisper's log-mel (B, 80, frames), always float32, without look-ahead."""
 
+    kernel: Tensor
+    filters: Tensor
+
     def __init__(self, floor: float) -> None:
         super().__init__()
         self.floor = floor
@@ -90,6 +93,8 @@ class _Block(nn.Module):
 
 class WhisperEncoder(nn.Module):
     """Whisper's audio encoder with openai-whisper's state-dict names, cut to the window's positions."""
+
+    positional_embedding: Tensor
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()

@@ -109,7 +109,7 @@ class PuppetData:
         return Stills(*(torch.from_numpy(np.stack(x)) for x in zip(*parts, strict=True)))
 
     def _surface(self, triangles: np.ndarray, barycentric: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        on_face = (triangles < len(self.canonical)).all(-1)
+        on_face = np.all(triangles < len(self.canonical), axis=-1)
         corners = np.where(on_face[:, None], triangles, 0)
         places = source_points(self.canonical[None], corners[None, None], barycentric[None, None])[0, 0]
         places = np.where((on_face.reshape(inside.shape) & ~inside)[..., None], places * SURFACE_SCALE, np.nan)

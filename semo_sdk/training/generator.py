@@ -35,6 +35,8 @@ class TrainConfig(Strict):
 class Stage2(nn.Module):
     """Loss of the second stage."""
 
+    directions: Tensor
+
     def __init__(self, generator: MotionGenerator, config: TrainConfig, probe: Tensor) -> None:
         super().__init__()
         self.generator, self.config = generator, config

@@ -108,7 +108,8 @@ class Trainer:
             torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # a resumed run draws what it would have drawn
             parts = losses(batch)
             norm = self.update(parts["loss"])
-            for key, value in {**parts, "norm": norm}.items():
+            logged: dict[str, Tensor | float] = {**parts, "norm": norm}
+            for key, value in logged.items():
                 sums[key] = sums.get(key, 0.0) + (value.item() if isinstance(value, Tensor) else value)
             bar.update()
             if self.step % self.config.log_every == 0:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -232,7 +233,7 @@ class MotionData:
         parts = [self._sample(rng, *self.samples[i]) for i in rng.choice(len(self.samples), size, p=self.weights)]
         return MotionBatch(*(torch.from_numpy(np.stack(x)) for x in zip(*parts, strict=True)))
 
-    def _sample(self, rng: np.random.Generator, row: Sequence, window: int) -> tuple[np.ndarray, ...]:
+    def _sample(self, rng: np.random.Generator, row: Sequence, window: int) -> tuple[Any, ...]:
         end = int(self.ends[row.clip, window]) - row.first  # frames of the sequence that have been heard
         hop = min(int(rng.choice([16, 16, 8, 4])), end)
         n = end - hop
