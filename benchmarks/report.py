@@ -54,9 +54,9 @@ def update_readme(readme: str, results: Sequence[Mapping[str, Any]]) -> str:
     writers = {"latency": latency.markdown, "lipsync": lipsync.markdown}
     for result in results:
         name = result["benchmark"]
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        body = writers[name](dict(result))
-        readme, count = marked.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", readme)
+        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        body = f"{begin}\n{writers[name](dict(result))}\n{end}"
+        readme, count = re.subn(rf"{begin}\n.*?{end}", body.replace("\\", r"\\"), readme, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"the README has {count} places marked <!-- {name} -->, one is needed")
     return readme
