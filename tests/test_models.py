@@ -33,7 +33,7 @@ def small(**changes: object) -> SemoConfig:
         "decoder": decoder,
         "generator": GeneratorConfig(hidden=32, layers=2, heads=2, steps=2),
     }
-    return SemoConfig(**{**values, **changes})  # type: ignore[arg-type]
+    return SemoConfig(**{**values, **changes})
 
 
 def lively(config: SemoConfig) -> SemoModel:
@@ -125,9 +125,10 @@ def test_number_and_width_of_motion_tokens_are_configuration(tokens: int, width:
     config = small(motion_tokens=tokens, motion_width=width)
     model = lively(config)
     with torch.no_grad():
-        latents, motion, cache = graph_modules(model)["reference"](torch.zeros(1, 256, 256, 3, dtype=torch.uint8))
+        reference = graph_modules(model)["reference"](torch.zeros(1, 256, 256, 3, dtype=torch.uint8))
+        motion = reference[1]
         assert motion.shape == (1, 1, tokens * width)
-        frames = graph_modules(model)["render"](latents, motion, cache, motion.expand(-1, 4, -1))[0]
+        frames = graph_modules(model)["render"](*reference, motion.expand(-1, 4, -1))[0]
         assert frames.shape == (1, 4, 256, 256, 3)
         context = motion.expand(-1, CONTEXT_FRAMES, -1)
         features = torch.zeros(1, FEATURE_FRAMES, 2 * config.audio.width)

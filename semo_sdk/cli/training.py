@@ -40,16 +40,17 @@ def data_motion(
     clips: Annotated[Path, typer.Option(help="the videos that `semo data puppet` was given")],
     puppets: Annotated[Path, typer.Option(help="what `semo data puppet` wrote")],
     out: Annotated[Path, typer.Option(help="folder to write")],
+    encode: Annotated[bool, typer.Option(help="motion from the first stage's encoder, not from the teacher")] = False,
     seed: Annotated[int, typer.Option(help="of crops and speech windows")] = 0,
 ) -> None:
-    """Motion tokens and speech features of clips and puppets, made once with the first stage."""
+    """Motion and speech features of clips, made once with the first stage."""
     with outcome():
         need("train", "torch", "safetensors", "cv2")
         from semo_sdk.models.checkpoint import load_checkpoint
         from semo_sdk.training.motion_data import prepare
 
         model, _ = load_checkpoint(autoencoder)
-        prepare(model, clips, puppets / "driver", puppets, out, seed=seed)
+        prepare(model, clips, puppets, out, taught=not encode, seed=seed)
         typer.echo(f"{out}: written", err=True)
 
 

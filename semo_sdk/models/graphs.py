@@ -25,13 +25,14 @@ class ReferenceGraph(_Graph):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         m = self.model
         latents = m.to_latents(image)
-        white = m.whiten(latents)
-        motion = m.encoder(latents).unsqueeze(1)
-        outputs = (latents.float(), motion.float())
-        if not m.config.decoder.cache_reference:
-            return outputs
-        cache = torch.stack([torch.stack(pair, 1) for pair in m.decoder.encode_reference(white)], 1)
-        return (*outputs, cache.float())
+        motion, appearance, _ = m.encoder.encode(latents)
+        outputs = [latents.float(), motion.unsqueeze(1).float()]
+        if m.config.decoder.cache_reference:
+            pairs = m.decoder.encode_reference(m.whiten(latents))
+            outputs.append(torch.stack([torch.stack(pair, 1) for pair in pairs], 1).float())
+        if m.config.decoder.warp_layers:
+            outputs.append(appearance.float())
+        return tuple(outputs)
 
 
 class MotionEncoderGraph(_Graph):
@@ -83,9 +84,10 @@ class RenderGraph(_Graph):
         m, c = self.model, self.model.config
         inputs = [x.to(m.dtype) for x in tensors]
         noise = inputs.pop(0) if c.needs_noise else None
-        latents, reference_motion = inputs[:2]
-        cache = inputs[2] if c.decoder.cache_reference else None
-        x = m.render(noise, latents, reference_motion, cache, inputs[-1], steps=c.decoder.steps)
+        latents, reference_motion, *rest, motion = inputs
+        cache = rest.pop(0) if c.decoder.cache_reference else None
+        appearance = rest.pop(0) if c.decoder.warp_layers else None
+        x = m.render(noise, latents, reference_motion, cache, appearance, motion, steps=c.decoder.steps)
         return (m.to_frames(x),)
 
 

@@ -172,7 +172,7 @@ class WarpHead(nn.Module):
         super().__init__()
         c = config.decoder
         self.patch, self.grid, self.cells = config.patch, config.grid, c.warp_size // config.grid
-        self.embed = nn.Linear(config.latent_channels * config.patch**2, c.hidden)
+        self.embed = nn.Linear(config.encoder.hidden, c.hidden)
         self.pair = nn.Sequential(nn.Linear(2 * config.motion_dim, c.hidden), nn.SiLU(), nn.Linear(c.hidden, c.hidden))
         self.register_buffer("position", grid_embedding(config.grid, c.hidden), persistent=False)
         self.blocks = nn.ModuleList(AdaBlock(c.hidden, c.heads) for _ in range(c.warp_layers))
@@ -181,16 +181,17 @@ class WarpHead(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, reference: Tensor, reference_motion: Tensor, motion: Tensor) -> Tensor:
+    def forward(self, appearance: Tensor, reference_motion: Tensor, motion: Tensor) -> Tensor:
         """Offsets (B * n, 2, warp_size, warp_size), x and y, in units of half the image side.
 
         Args:
-            reference: (B, C, h, w) latents. reference_motion: (B, 1, T * D). motion: (B, n, T * D).
+            appearance: (B, N, encoder hidden) the motion encoder's features of the reference's patches: they know
+                which part of the face each patch shows. reference_motion: (B, 1, T * D). motion: (B, n, T * D).
         """
         frames = motion.shape[1]
         pair = torch.cat([reference_motion.expand(-1, frames, -1), motion - reference_motion], dim=-1)
         condition = F.silu(self.pair(pair)).flatten(0, 1).unsqueeze(1)
-        x = self.embed(patchify(reference, self.patch))
+        x = self.embed(appearance)
         x = _per_frame(x + self.position.to(x.dtype), frames)
         for block in self.blocks:
             x = block(x, condition)

@@ -13,7 +13,7 @@ class MotionEncoder(nn.Module):
     """ViT over latent patches with T learnable tokens; their outputs are the frame's motion.
 
     In training a random part of the patches (uniform ratio in [0, mask_max]) is dropped before the transformer, so that
-    the tokens keep salient motion and forget detail. The output is layer-normed: every frame's motion has unit scale.
+    the tokens keep salient motion and forget detail.
     """
 
     def __init__(self, config: SemoConfig) -> None:
@@ -26,7 +26,6 @@ class MotionEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(c.hidden, c.heads) for _ in range(c.layers))
         self.norm = LayerNorm(c.hidden)
         self.out = nn.Linear(c.hidden, config.motion_width)
-        self.out_norm = LayerNorm(config.motion_width, affine=False)
 
     def forward(self, latents: Tensor, mask_ratio: float = 0.0) -> Tensor:
         """Motion of each frame.
@@ -53,7 +52,7 @@ class MotionEncoder(nn.Module):
             x = block(x)
         x = self.norm(x)
         count = self.tokens.shape[0]
-        return self.out_norm(self.out(x[:, :count])).flatten(1), x[:, count:], kept
+        return self.out(x[:, :count]).flatten(1), x[:, count:], kept
 
 
 def drop_patches(x: Tensor, ratio: float) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,7 @@ class SemoModel(nn.Module):
         latents: Tensor,
         reference_motion: Tensor,
         cache: Tensor | None,
+        appearance: Tensor | None,
         motion: Tensor,
         *,
         steps: int,
@@ -63,11 +64,13 @@ class SemoModel(nn.Module):
             noise: (B, n, C, h, w) standard normal, or None when the prior has none.
             latents: (B, C, h, w) of the reference. reference_motion: (B, 1, T * D). motion: (B, n, T * D).
             cache: (B, layers, 2, N, hidden) of the reference, or None for joint attention.
-            steps: Euler steps.
+            appearance: (B, N, encoder hidden) of the reference, for the warp prior. steps: Euler steps.
         """
         decoder = self.decoder
         reference = self.whiten(latents)
-        offsets = None if decoder.warp is None else decoder.warp(latents, reference_motion, motion)
+        offsets = None
+        if decoder.warp is not None and appearance is not None:
+            offsets = decoder.warp(appearance, reference_motion, motion)
         prior = make_prior(self.config, self.vae, latents, noise, offsets, motion.shape[1])
         pairs = None if cache is None else [(layer[:, 0], layer[:, 1]) for layer in cache.unbind(1)]
         joint = reference if cache is None else None

@@ -16,20 +16,18 @@ from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
 from semo_sdk.models.motion_generator import MotionGenerator, align_features
 from semo_sdk.training.loop import LoopConfig, Trainer
 from semo_sdk.training.motion_data import MotionBatch, MotionData
-
-POSE = 6  # leading entries of the probe
+from semo_sdk.training.teacher import POSE_SIZE, read
 
 
 class TrainConfig(Strict):
     """Everything that the second stage depends on besides its data and the first stage's checkpoint."""
 
     generator: GeneratorConfig = preset("semo-tiny").generator
-    loop: LoopConfig = LoopConfig(steps=4000, learning_rate=6e-4, save_every=500)
+    loop: LoopConfig = LoopConfig(steps=3000, learning_rate=8e-4, save_every=500)
     batch: int = 64
     at_noise: float = 0.25  # share of samples at t = 1, the first of few steps; the others are uniform
     drop_speech: float = 0.1  # of the samples, for guidance
     context_noise: float = 0.25  # at most, in deviations: generated context is never as clean as encoded one
-    probe_weight: float = 1.0  # pose and expression count this much beside the plain error of the token
 
 
 class Stage2(nn.Module):
@@ -37,12 +35,9 @@ class Stage2(nn.Module):
 
     directions: Tensor
 
-    def __init__(self, generator: MotionGenerator, config: TrainConfig, probe: Tensor) -> None:
+    def __init__(self, generator: MotionGenerator, config: TrainConfig) -> None:
         super().__init__()
         self.generator, self.config = generator, config
-        directions = probe[:-1] * generator.std[:, None]  # of standardised motion
-        weights = torch.cat([torch.full((POSE,), 0.5), torch.ones(directions.shape[1] - POSE)])
-        self.register_buffer("directions", directions * weights)
 
     def forward(self, batch: MotionBatch) -> dict[str, Tensor]:
         g, c = self.generator, self.config
@@ -58,28 +53,21 @@ class Stage2(nn.Module):
         # the velocity's error is the motion's over t; half that weight keeps small t from ruling
         scale = (1 / t.clamp(min=0.2))[:, None, None]
         frames = batch.valid.sum().clamp(min=1)
-        plain = (error.square() * scale).sum() / (frames * target.shape[-1])
-        seen = error @ self.directions
-        motion = (seen.square() * scale).sum() / (frames * seen.shape[-1])
-        return {"loss": plain + c.probe_weight * motion, "token": plain, "motion": motion}
+        return {"loss": (error.square() * scale).sum() / (frames * target.shape[-1])}
 
 
 @torch.no_grad()
-def rollout_correlation(
-    generator: MotionGenerator, data: MotionData, *, steps: int, clips: int = 10
-) -> dict[str, float]:
-    """Free-running generation of held-out clips against their real tokens, in what the probe reads.
+def rollout_correlation(generator: MotionGenerator, data: MotionData, *, steps: int) -> dict[str, float]:
+    """Free-running generation for held-out clips against their real motion.
 
     Returns:
-        Mean correlation over clips of the leading two expression coefficients (jaw and lips), and of a mismatched
-        pairing (the next clip's speech) as the floor.
+        ``matched``: mean correlation over clips of the leading two expression coefficients (jaw and lips; of the
+        leading two principal components of the tokens where motion is not taught); ``mismatched``: the same against
+        the next clip's speech, the floor.
     """
-    scores: dict[str, list[float]] = {"matched": [], "mismatched": []}
-    probe = torch.from_numpy(data.probe)
-    rows = data.held_out[:clips]
     truths, results = [], []
-    for row in rows:
-        frames = torch.from_numpy(data.motion[row.start : row.start + row.length].astype(np.float32))
+    for row in data.held_out:
+        frames = torch.from_numpy(data.frames(row, None))
         context = frames[:1].expand(CONTEXT_FRAMES, -1)
         made: list[Tensor] = []
         for end, features in data.passes(row):
@@ -90,11 +78,17 @@ def rollout_correlation(
             )[0]
             made.append(motion)
             context = torch.cat([context, motion])[-CONTEXT_FRAMES:]
-        result = torch.cat(made)
-        results.append((result @ probe[:-1])[:, POSE : POSE + 2])
-        truths.append((frames[: len(result)] @ probe[:-1])[:, POSE : POSE + 2])
-    for i, truth in enumerate(truths):
-        for name, other in (("matched", results[i]), ("mismatched", results[(i + 1) % len(results)])):
+        results.append(torch.cat(made))
+        truths.append(frames[: len(results[-1])])
+    if data.taught:
+        leading = [(read(x)[:, POSE_SIZE : POSE_SIZE + 2] for x in xs) for xs in (truths, results)]
+    else:
+        axes = torch.linalg.svd(torch.cat(truths) - torch.cat(truths).mean(0), full_matrices=False).Vh[:2].T
+        leading = [(x @ axes for x in xs) for xs in (truths, results)]
+    real, made = (list(xs) for xs in leading)
+    scores: dict[str, list[float]] = {"matched": [], "mismatched": []}
+    for i, truth in enumerate(real):
+        for name, other in (("matched", made[i]), ("mismatched", made[(i + 1) % len(made)])):
             length = min(len(truth), len(other))
             pairs = zip(truth[:length].T, other[:length].T, strict=True)
             scores[name].append(float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])))
@@ -122,7 +116,7 @@ def train(
     mean, std = motion_data.statistics()
     model.generator.mean.copy_(torch.from_numpy(mean))
     model.generator.std.copy_(torch.from_numpy(std))
-    stage = Stage2(model.generator, config, torch.from_numpy(motion_data.probe))
+    stage = Stage2(model.generator, config)
     trainer = Trainer(config.loop, {"generator": model.generator}, out, resume=resume)
     (out / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
     path = out / "semo.safetensors"

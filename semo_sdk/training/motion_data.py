@@ -1,7 +1,8 @@
-"""Data of the second stage: motion tokens and speech features of clips, made once with a frozen first stage.
+"""Data of the second stage: motion and speech features of clips, made once.
 
-Filmed clips give long sequences of one speaker; puppet groups give the same speech with other faces, so that the
-generator learns to keep whatever its reference and context show (pose, place, traces of identity) and changes the rest.
+With taught tokens (see :mod:`semo_sdk.training.teacher`) motion is pose and expression of filmed clips, and each sample
+places the face anew in the crop. Otherwise motion is encoded by a frozen first stage from filmed clips and from puppet
+groups: the same speech with other faces, so that the generator learns to keep whatever its reference shows.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FPS, SAMPLES_PER_FR
 from semo_sdk.errors import InputError
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.training.data import PuppetData
+from semo_sdk.training.teacher import POSE_SIZE, UNITS, directions, read
 
 HELD_OUT_CLIPS = 60  # the last by name: see semo_sdk.training.puppet_dataset
+CROP = (1.6, 2.2)  # side of the crop in face heights
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class Sequence:
 def prepare(
     model: SemoModel,
     grid: Path,
-    landmarks: Path,
     puppets: Path,
     out: Path,
     *,
+    taught: bool = True,
     clips: int = 480,
     held_out: int = 10,
     groups: int = 100,
@@ -58,13 +61,14 @@ def prepare(
     windows: int = 24,
     seed: int = 0,
 ) -> None:
-    """Encodes clips and puppet groups with a trained first stage.
+    """Collects motion and speech features.
 
     Args:
-        grid: folder of filmed clips. landmarks: ``driver`` folder beside the puppet groups, meshes of each clip.
-        puppets: folder of rendered groups. out: folder to write.
+        model: of the first stage: its Whisper encoder, and its motion encoder unless ``taught``.
+        grid: folder of filmed clips. puppets: folder of rendered groups, with the driver's landmarks.
+        out: folder to write. taught: motion from the driver's landmarks, not from the motion encoder.
         clips, held_out: filmed clips to take for training, and of the held-out ones for validation.
-        groups, identities: puppet groups, and faces of each. windows: speech windows of each clip.
+        groups, identities: puppet groups, and faces of each, when encoding. windows: speech windows of each clip.
 
     Raises:
         InputError: no clips, or too few held-out ones.
@@ -74,47 +78,86 @@ def prepare(
     if len(names) <= HELD_OUT_CLIPS:
         raise InputError(f"{grid} has {len(names)} clips; more than {HELD_OUT_CLIPS} are needed")
     training, held = names[:-HELD_OUT_CLIPS], names[-HELD_OUT_CLIPS:][:held_out]
-    puppet_data = PuppetData(puppets).part(0, groups)
-    wanted = [str(puppet_data.meta(i)["clip"]) for i in range(len(puppet_data))]
+    source = _taught_motion(puppets) if taught else None
+    if source is not None:
+        training, held = [n for n in training if n in source], [n for n in held if n in source]
     filmed = [str(n) for n in rng.permutation(training)[:clips]]
+    puppet_data = None if taught else PuppetData(puppets).part(0, groups)
+    wanted = [] if puppet_data is None else [str(puppet_data.meta(i)["clip"]) for i in range(len(puppet_data))]
     order = list(dict.fromkeys([*filmed, *wanted, *held]))
-
     motion: list[np.ndarray] = []
     rows: list[Sequence] = []
-    known: list[tuple[np.ndarray, np.ndarray]] = []
     count = 0
 
-    def add(tokens: Tensor, clip: str, first: int, *, reference: bool) -> None:
+    def add(rows_of_motion: np.ndarray, clip: str, first: int, *, reference: bool) -> None:
         nonlocal count
-        still = int(reference)
-        rows.append(
-            Sequence(
-                order.index(clip), first, count + still, len(tokens) - still, count if reference else -1, clip in held
-            )
-        )
-        motion.append(tokens.half().numpy())
-        count += len(tokens)
+        still, length = int(reference), len(rows_of_motion)
+        place = count if reference else -1
+        rows.append(Sequence(order.index(clip), first, count + still, length - still, place, clip in held))
+        motion.append(rows_of_motion.astype(np.float16))
+        count += length
 
     for name in tqdm([*filmed, *held], desc="filmed clips", unit="clip"):
-        add(encode(model, filmed_crops(grid / f"{name}.mp4", landmarks / f"{name}.npy", rng)), name, 0, reference=False)
-    for i in tqdm(range(len(puppet_data)), desc="puppet groups", unit="group"):
-        data, meta = puppet_data.open(i), puppet_data.meta(i)
+        if source is not None:
+            add(source[name], name, 0, reference=False)
+            continue
+        crops = filmed_crops(grid / f"{name}.mp4", puppets / "driver" / f"{name}.npy", rng)
+        add(encode(model, crops).numpy(), name, 0, reference=False)
+    for i, name in enumerate(tqdm(wanted, desc="puppet groups", unit="group", disable=taught)):
+        assert puppet_data is not None
+        data, first = puppet_data.open(i), int(str(puppet_data.meta(i)["first"]))
         for k in rng.permutation(len(data["frames"]))[:identities]:
-            tokens = encode(model, np.array(data["frames"][k]))
-            add(tokens, wanted[i], int(str(meta["first"])), reference=True)
-            known.append((tokens[1:].numpy(), np.asarray(data["motion"][k, 1:])))
+            add(encode(model, np.array(data["frames"][k])).numpy(), name, first, reference=True)
     ends, features = [], []
     for name in tqdm(order, desc="speech", unit="clip"):
         end, feature = speech_windows(model, grid / f"{name}.mp4", windows, rng, every_pass=name in held)
         ends.append(end)
         features.append(feature)
-    probe = fit_probe(np.concatenate([a for a, _ in known]), np.concatenate([b for _, b in known]))
     out.mkdir(parents=True, exist_ok=True)
-    arrays = {"motion": np.concatenate(motion), "ends": np.stack(ends), "features": np.stack(features), "probe": probe}
+    arrays = {"motion": np.concatenate(motion), "ends": np.stack(ends), "features": np.stack(features)}
     for key, array in arrays.items():
         np.save(out / f"{key}.partial.npy", array)
         os.replace(out / f"{key}.partial.npy", out / f"{key}.npy")
-    (out / "sequences.json").write_text(json.dumps([vars(r) for r in rows]), encoding="utf-8")
+    index = {"taught": taught, "width": model.config.motion_dim, "sequences": [vars(r) for r in rows]}
+    (out / "sequences.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _taught_motion(puppets: Path) -> dict[str, np.ndarray]:
+    """Pose and expression (T, 30) of each filmed clip, place and size counted in face heights from the clip's median.
+
+    Raises:
+        InputError: the puppet's driver cache is missing.
+    """
+    path = puppets / "driver_cache.npz"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; make it with: semo data puppet")
+    with np.load(path) as cache:
+        names, starts, poses, expression = (cache[k] for k in ("names", "starts", "poses", "coefficients"))
+    motion = {}
+    for name, start, end in zip(names, starts[:-1], starts[1:], strict=True):
+        pose = poses[start:end].copy()
+        middle = np.median(pose, axis=0)
+        pose[:, :3] *= 5
+        pose[:, 4:] = (pose[:, 4:] - middle[4:]) / middle[3]
+        pose[:, 3] = 5 * np.log(pose[:, 3] / middle[3])
+        motion[str(name)] = np.concatenate([pose, expression[start:end]], 1)
+    return motion
+
+
+def place_face(motion: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """Puts relative motion (L, 30) of :func:`_taught_motion` into a crop, as ``motion_target`` counts it.
+
+    With ``rng`` size, place and the turn of the head are random, as portraits' are; else the middle of the range.
+    """
+    ratio = float(np.mean(CROP)) if rng is None else float(rng.uniform(*CROP))
+    height = 256 / ratio
+    placed = motion.copy()
+    placed[:, 3] += 5 * np.log(height / 128)
+    placed[:, 4:6] *= height / 64
+    if rng is not None:
+        placed[:, :3] += 5 * np.radians([12, 7, 5]) * rng.uniform(-1, 1, 3)
+        placed[:, 4:6] += rng.uniform(-0.25, 0.25, 2)
+    return placed
 
 
 def encode(model: SemoModel, frames: np.ndarray, batch: int = 25) -> Tensor:
@@ -134,7 +177,7 @@ def filmed_crops(video: Path, mesh: Path, rng: np.random.Generator) -> np.ndarra
     from semo_sdk.media.video import read_video
 
     points = np.nanmedian(np.load(mesh), axis=0)
-    x, y, side = face_square(points, float(rng.uniform(1.6, 2.4)))
+    x, y, side = face_square(points, float(rng.uniform(*CROP)))
     x, y = (np.array([x, y]) + rng.uniform(-0.04, 0.04, 2) * side).tolist()
     matrix = np.array([[256 / side, 0, -x * 256 / side], [0, 256 / side, -y * 256 / side]])
     crops = [
@@ -175,13 +218,6 @@ def speech_windows(
     return np.pad(ends, (0, windows - len(ends))).astype(np.int32), features
 
 
-def fit_probe(tokens: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """Linear read-out of pose and expression by ridge regression: (T * D + 1, 30) float32, the last row a bias."""
-    x = np.concatenate([tokens, np.ones((len(tokens), 1), np.float32)], 1).astype(np.float64)
-    gram = x.T @ x + 1e-3 * len(x) * np.eye(x.shape[1])
-    return np.linalg.solve(gram, x.T @ motion.astype(np.float64)).astype(np.float32)
-
-
 @dataclass
 class MotionBatch:
     """Samples of the second stage, B of each: shapes as in :class:`~semo_sdk.models.motion_generator.MotionGenerator`.
@@ -208,11 +244,13 @@ class MotionData:
         folder = Path(folder)
         if not (folder / "sequences.json").is_file():
             raise InputError(f"no prepared motion in {folder}; make it with: semo data motion")
-        self.motion, self.ends, self.features, self.probe = (
+        self.motion, self.ends, self.features = (
             np.load(folder / f"{name}.npy", mmap_mode="r" if name == "features" else None)
-            for name in ("motion", "ends", "features", "probe")
+            for name in ("motion", "ends", "features")
         )
-        rows = [Sequence(**r) for r in json.loads((folder / "sequences.json").read_text(encoding="utf-8"))]
+        index = json.loads((folder / "sequences.json").read_text(encoding="utf-8"))
+        self.taught, self.width = bool(index["taught"]), int(index["width"])
+        rows = [Sequence(**r) for r in index["sequences"]]
         self.training = [r for r in rows if not r.held_out]
         self.held_out = [r for r in rows if r.held_out]
         self.samples = [(r, w) for r in self.training for w in self._windows(r)]
@@ -223,9 +261,27 @@ class MotionData:
         ends = self.ends[row.clip] - row.first
         return [int(i) for i in np.flatnonzero((ends >= 4) & (ends <= row.length))]
 
+    def frames(self, row: Sequence, rng: np.random.Generator | None) -> np.ndarray:
+        """Motion tokens (L, T * D) float32 of a sequence; taught ones with the face placed at random."""
+        motion = self.motion[row.start : row.start + row.length].astype(np.float32)
+        return place_face(motion, rng) @ directions(self.width).numpy() if self.taught else motion
+
+    def reference(self, row: Sequence, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A still's token (T * D,): as an encoder sees it, which is sure of the pose at best."""
+        if row.reference >= 0:
+            return self.motion[row.reference].astype(np.float32)
+        still = frames[int(rng.integers(len(frames)))]
+        if not self.taught:
+            return still
+        seen = read(torch.from_numpy(still)).numpy()
+        seen[:POSE_SIZE] += 0.05 * rng.standard_normal(POSE_SIZE) / np.array(UNITS[:POSE_SIZE])
+        seen[POSE_SIZE:] = rng.uniform(0, 1) * seen[POSE_SIZE:] + 0.3 * rng.standard_normal(len(seen) - POSE_SIZE)
+        return seen.astype(np.float32) @ directions(self.width).numpy()
+
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation (T * D,) of all training motion."""
-        rows = np.concatenate([self.motion[r.start : r.start + r.length] for r in self.training]).astype(np.float32)
+        """Mean and deviation (T * D,) of training motion."""
+        rng = np.random.default_rng(0)
+        rows = np.concatenate([self.frames(r, rng) for r in self.training])
         return rows.mean(0), rows.std(0) + 1e-3
 
     def batch(self, rng: np.random.Generator, size: int) -> MotionBatch:
@@ -237,20 +293,19 @@ class MotionData:
         end = int(self.ends[row.clip, window]) - row.first  # frames of the sequence that have been heard
         hop = min(int(rng.choice([16, 16, 8, 4])), end)
         n = end - hop
-        frames = self.motion[row.start : row.start + row.length]
-        reference = self.motion[row.reference] if row.reference >= 0 else frames[int(rng.integers(row.length))]
-        if rng.random() < 0.1:
-            n_context = np.repeat(reference[None], CONTEXT_FRAMES, 0)  # the start of a session
+        frames = self.frames(row, rng)
+        reference = self.reference(row, frames, rng)
+        if rng.random() < 0.15 or n == 0:
+            context = np.repeat(reference[None], CONTEXT_FRAMES, 0)  # the start of a session
         else:
             before = np.arange(n - CONTEXT_FRAMES, n)
-            first = frames[0] if row.reference < 0 else reference
-            n_context = np.where((before >= 0)[:, None], frames[np.maximum(before, 0)], first)
+            context = np.where((before >= 0)[:, None], frames[np.maximum(before, 0)], reference)
         index = np.arange(n, n + CHUNK_FRAMES)
         target = frames[np.minimum(index, row.length - 1)]
         return (
             target.astype(np.float32),
             index < row.length,
-            n_context.astype(np.float32),
+            context.astype(np.float32),
             reference[None].astype(np.float32),
             np.asarray(self.features[row.clip, window], np.float32),
             np.int64(hop),

@@ -9,11 +9,15 @@ import torch
 
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.training.data import PuppetData
+from semo_sdk.training.teacher import taught_targets
 
 
 @torch.no_grad()
-def write_sheet(model: SemoModel, data: PuppetData, path: Path, *, rows: int = 6, seed: int = 0) -> None:
-    """PNG with a row for each sample: reference, driver (another identity), warped reference, result, truth."""
+def write_sheet(model: SemoModel, data: PuppetData, path: Path, *, taught: bool, rows: int = 6, seed: int = 0) -> None:
+    """PNG with a row for each sample: reference, driver (another identity), warped reference, result, truth.
+
+    ``taught``: motion is the teacher's token of the driver's frames instead of the encoder's.
+    """
     from PIL import Image
 
     training = model.training
@@ -26,20 +30,24 @@ def write_sheet(model: SemoModel, data: PuppetData, path: Path, *, rows: int = 6
         driver, reference, truth = batch.target[1], batch.reference[:1], batch.target[0]
         with torch.autocast("cpu", torch.bfloat16):
             latents = model.to_latents(reference)
-            white = model.whiten(latents)
-            reference_motion = model.encoder(latents)[:, None]
-            motion = model.encoder(model.to_latents(driver))[None]
+            reference_motion, appearance, _ = model.encoder.encode(latents)
+            reference_motion = reference_motion[:, None]
+            known = taught_targets(batch.motion[:1], reference_motion)
+            motion = known if taught else model.encoder(model.to_latents(driver))[None]
             cells = [reference[0], driver[0]]
             if model.decoder.warp is not None:
-                offsets = model.decoder.warp(latents, reference_motion, motion)
+                offsets = model.decoder.warp(appearance, reference_motion, motion)
                 cells.append(model.to_frames(model.vae.warp(latents.expand(window, -1, -1, -1), offsets).float())[0])
-            cache = torch.stack([torch.stack(pair, 1) for pair in model.decoder.encode_reference(white)], 1)
+            cache = torch.stack(
+                [torch.stack(pair, 1) for pair in model.decoder.encode_reference(model.whiten(latents))], 1
+            )
             noise = torch.randn(1, window, *latents.shape[1:]) if model.config.needs_noise else None
             result = model.render(
                 noise,
                 latents,
                 reference_motion,
                 cache if model.config.decoder.cache_reference else None,
+                appearance,
                 motion,
                 steps=model.config.decoder.steps,
             )
