@@ -14,7 +14,7 @@ from semo_sdk.config import DecoderConfig, EncoderConfig, GeneratorConfig, SemoC
 from semo_sdk.errors import CheckpointError, InputError
 from semo_sdk.models.checkpoint import load_checkpoint
 from semo_sdk.models.whisper import WhisperEncoder
-from semo_sdk.training import autoencoder, generator, motion_data
+from semo_sdk.training import autoencoder, generator, motion_data, teacher
 from semo_sdk.training.data import PuppetData, offsets_from, prefetch, source_points
 from semo_sdk.training.loop import LoopConfig
 
@@ -86,8 +86,8 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first_stage(steps: int, **changes: object) -> autoencoder.TrainConfig:
     loop = LoopConfig(steps=steps, save_every=3, log_every=1, warmup=1, learning_rate=1e-3)
     return autoencoder.TrainConfig(
-        model=MODEL, loop=loop, stills=4, pairs=2, warp_from=0.3, flow_from=0.5, freeze_encoder_from=0.8,
-        validation_groups=1, **changes,  # type: ignore[arg-type]
+        model=MODEL, loop=loop, stills=4, pairs=2, warp_from=0.3, flow_from=0.6, stills_later=2, min_face=0.0,
+        validation_groups=1, **changes,
     )  # fmt: skip
 
 
@@ -198,18 +198,31 @@ def write_clip(path: Path, rng: np.random.Generator) -> None:
         writer.write(frames, sound)
 
 
-def test_second_stage_from_clips_to_a_whole_model(puppets: Path, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("taught", [True, False])
+def test_second_stage_from_clips_to_a_whole_model(puppets: Path, trained: Path, tmp_path: Path, taught: bool) -> None:
     rng = np.random.default_rng(0)
-    grid, landmarks = tmp_path / "grid", tmp_path / "landmarks"
-    grid.mkdir(), landmarks.mkdir()
-    for name in ("a000", "b000", "c000", "d000"):
+    grid, landmarks = tmp_path / "grid", puppets / "driver"
+    grid.mkdir()
+    landmarks.mkdir(exist_ok=True)
+    names = ("a000", "b000", "c000", "d000")
+    for name in names:
         write_clip(grid / f"{name}.mp4", rng)
         np.save(landmarks / f"{name}.npy", 16 + 32 * rng.random((40, 478, 3)).astype(np.float32))
+    poses = np.tile([0.0, 0.0, 0.0, 30.0, 32.0, 32.0], (160, 1)) + 0.1 * rng.standard_normal((160, 6))
+    np.savez(
+        puppets / "driver_cache.npz",
+        names=np.array(names),
+        starts=np.arange(0, 161, 40),
+        poses=poses,
+        coefficients=rng.standard_normal((160, 24)),
+    )
     model, _ = load_checkpoint(trained / "autoencoder.safetensors")
     data = tmp_path / "motion"
     held, motion_data.HELD_OUT_CLIPS = motion_data.HELD_OUT_CLIPS, 2
     try:
-        motion_data.prepare(model, grid, landmarks, puppets, data, clips=2, held_out=2, groups=2, identities=2, windows=5)
+        motion_data.prepare(
+            model, grid, puppets, data, taught=taught, clips=2, held_out=2, groups=2, identities=2, windows=5
+        )
     finally:
         motion_data.HELD_OUT_CLIPS = held
     loaded = motion_data.MotionData(data)
@@ -230,6 +243,26 @@ def test_second_stage_from_clips_to_a_whole_model(puppets: Path, trained: Path, 
     scores = [json.loads(line) for line in (tmp_path / "stage2" / "validation.jsonl").read_text().splitlines()]
     assert [row["step"] for row in scores] == [2, 4]
     assert {"matched", "mismatched"} <= set(scores[0])
+
+
+def test_teacher_writes_and_reads_the_same() -> None:
+    motion = torch.randn(5, teacher.MOTION_SIZE)
+    token = teacher.teach(motion, 512)
+    torch.testing.assert_close(teacher.read(token), motion, atol=1e-4, rtol=1e-4)
+    assert torch.equal(teacher.teach(torch.full((1, 30), torch.nan), 512), torch.zeros(1, 512))
+    known = torch.randn(2, 4, 30)
+    reference = teacher.teach(torch.randn(2, 1, 30), 512)  # the encoder's opinion, wrong about the pose
+    still = known.clone()
+    still[:, 1:, :6] = known[:, :1, :6]
+    targets = teacher.read(teacher.taught_targets(still, reference))
+    torch.testing.assert_close(
+        targets[..., :6], teacher.read(reference)[..., :6].expand(-1, 3, -1), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_self_supervised_first_stage_trains_too(puppets: Path, whisper: Path, tmp_path: Path) -> None:
+    path = autoencoder.train(first_stage(4, taught=False), puppets, tmp_path, whisper=whisper)
+    assert load_checkpoint(path)[1]["step"] == "4"
 
 
 def test_stage_files_are_not_pickles(trained: Path) -> None:
