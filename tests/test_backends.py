@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, checker, helper, save
+from onnx import ModelProto, TensorProto, checker, helper, save
 
 from semo_sdk.backends import available_backends, fake_engines, graph_specs, load_engines, onnxruntime, openvino
 from semo_sdk.backends.base import Axis, Engine, GraphSpec, TensorSpec
@@ -20,7 +21,7 @@ from semo_sdk.backends.select import BACKENDS
 from semo_sdk.bundle import Bundle
 from semo_sdk.config import SemoConfig
 from semo_sdk.constants import WINDOW_SAMPLES
-from semo_sdk.errors import BackendUnavailableError, BundleError, ConfigError, EngineError
+from semo_sdk.errors import BackendUnavailableError, BundleError, ConfigError, EngineError, EngineMismatchError
 from semo_sdk.export.writer import bundle_folder, write_manifest
 
 SPEC = GraphSpec(
@@ -29,6 +30,7 @@ SPEC = GraphSpec(
     (TensorSpec("bright", "uint8", ("B", "N", 3)), TensorSpec("sum", "float32", ("B", 3))),
     {"B": Axis(1, 1, 8), "N": Axis(1, 4, 16)},
 )
+TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 KINDS: dict[str, Callable[[Path], Engine]] = {
     "openvino": lambda path: OpenVinoEngine(SPEC, path),
     "onnxruntime": lambda path: OnnxRuntimeEngine(SPEC, path, threads=1),
@@ -45,9 +47,8 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         helper.make_node("Cast", ["y"], ["bright"], to=TensorProto.UINT8),
         helper.make_node("ReduceSum", ["y", "one"], ["sum"], keepdims=0),
     ]
-    types = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
     inputs, outputs = (
-        [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in tensors]
+        [helper.make_tensor_value_info(t.name, TYPES[t.dtype], t.shape) for t in tensors]
         for tensors in (SPEC.inputs, SPEC.outputs)
     )
     constants = [
@@ -129,6 +130,13 @@ def test_unreadable_graphs_are_named(kind: str, tmp_path: Path) -> None:
         KINDS[kind](path)
 
 
+@pytest.mark.parametrize("kind", [OpenVinoEngine, OnnxRuntimeEngine])
+def test_graphs_of_another_contract_are_refused(kind: Callable[..., Engine], model_path: Path) -> None:
+    other = replace(SPEC, outputs=(*SPEC.outputs, TensorSpec("depth", "float32", ("B",))))
+    with pytest.raises(EngineMismatchError, match=r"outputs \['bright', 'sum'\].*expects \['bright', 'depth', 'sum'\]"):
+        kind(other, model_path)
+
+
 def test_openvino_keeps_few_shapes_compiled(model_path: Path) -> None:
     engine = OpenVinoEngine(SPEC, model_path)
     for frames in range(1, MAX_COMPILED + 3):
@@ -163,15 +171,27 @@ def test_fake_engine_refuses_what_was_never_written() -> None:
         FakeEngine(SPEC)(given)
 
 
+def hollow(spec: GraphSpec) -> ModelProto:
+    """A graph with the right names that computes nothing."""
+    inputs = [helper.make_tensor_value_info(t.name, TYPES[t.dtype], t.shape) for t in spec.inputs]
+    outputs = [helper.make_tensor_value_info(t.name, TYPES[t.dtype], [1]) for t in spec.outputs]
+    nodes = [
+        helper.make_node("Constant", [], [t.name], value=helper.make_tensor(t.name, TYPES[t.dtype], [1], [0]))
+        for t in spec.outputs
+    ]
+    graph = helper.make_graph(nodes, spec.name, inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Bundle:
-    """A bundle whose graphs are all the toy graph: enough to choose, open and close."""
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with hollow graphs: enough to choose, open and close."""
     config = SemoConfig()
     out = tmp_path_factory.mktemp("bundles") / "toy"
     with bundle_folder(out) as work:
         (work / "weights.safetensors").write_bytes(b"none")
-        for name in graph_specs(config):
-            (work / f"{name}.fp32.onnx").write_bytes(model_path.read_bytes())
+        for name, spec in graph_specs(config).items():
+            save(hollow(spec), work / f"{name}.fp32.onnx")
         write_manifest(work, config, precisions=["fp32"], licence="", provenance={}, metrics={})
     return Bundle.open(out)
 

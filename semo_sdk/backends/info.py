@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from semo_sdk.errors import ConfigError
+from semo_sdk.backends.base import GraphSpec
+from semo_sdk.errors import ConfigError, EngineMismatchError
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,20 @@ def check_precision(precision: str, allowed: Sequence[str], backend: str) -> Non
     """
     if precision != "auto" and precision not in allowed:
         raise ConfigError(f"backend {backend!r} has no precision {precision!r}; choose auto, {', '.join(allowed)}")
+
+
+def check_names(spec: GraphSpec, path: Path, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Refuses a graph file whose tensors are not those of the spec: it was exported by another version.
+
+    Raises:
+        EngineMismatchError: the message names what is there and what is expected.
+    """
+    for kind, found, tensors in (("inputs", set(inputs), spec.inputs), ("outputs", set(outputs), spec.outputs)):
+        expected = {t.name for t in tensors}
+        if not expected <= found:
+            raise EngineMismatchError(
+                f"{path} has {kind} {sorted(found)}, this semo-sdk expects {sorted(expected)}; export the bundle again"
+            )
 
 
 def cuda_device_count() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from semo_sdk.backends.base import Arrays, GraphSpec
-from semo_sdk.backends.info import BackendInfo, check_precision, cuda_device_count
+from semo_sdk.backends.info import BackendInfo, check_names, check_precision, cuda_device_count
 from semo_sdk.bundle import Bundle
 from semo_sdk.errors import BackendUnavailableError, EngineError
 
@@ -30,6 +30,7 @@ class OnnxRuntimeEngine:
 
     Raises:
         EngineError: the file cannot be loaded, or the GPU was asked for and cannot be used.
+        EngineMismatchError: the file is not a graph of this spec.
     """
 
     def __init__(self, spec: GraphSpec, path: Path, *, threads: int | None = None, cuda: bool = False) -> None:
@@ -48,6 +49,8 @@ class OnnxRuntimeEngine:
             self._session: Any = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise EngineError(f"ONNX Runtime cannot load {path}: {error}") from error
+        names = ([t.name for t in tensors] for tensors in (self._session.get_inputs(), self._session.get_outputs()))
+        check_names(spec, path, *names)
         if cuda and self._session.get_providers()[0] != _CUDA:
             raise EngineError("ONNX Runtime could not start CUDA; install its CUDA libraries or use another backend")
 
