@@ -102,7 +102,9 @@ def train(
 
     Args:
         config: the recipe. checkpoint: of the first stage. data: folder from ``semo data motion``, made with it.
-        out: folder of the run. resume: go on with the run in ``out``.
+        out: folder of the run. resume: go on with the run in ``out``. With taught tokens the generator does not
+            depend on the first stage, so both may be trained side by side: resuming a finished run with the final
+            checkpoint of the first stage writes the whole model.
 
     Raises:
         InputError: no data. CheckpointError: no first stage, or see :class:`~semo_sdk.training.loop.Trainer`.
@@ -135,5 +137,7 @@ def train(
             trainer.note(scores)
             save_checkpoint(path, model, {**metadata, "stage": "generator", "step": str(trainer.step)})
 
+    if trainer.step >= config.loop.steps:  # trained already: joins the generator to this first stage
+        on_save()
     trainer.run(batches(), losses, on_save)
     return path
