@@ -27,7 +27,7 @@ from semo_sdk.training.sheets import write_sheet
 from semo_sdk.training.teacher import UNITS, read, taught_targets, teach
 
 REGION_WEIGHT = (0.1, 1.0, 4.0, 8.0)  # background, face, mouth and eyes, inside of the mouth
-FIELD_WEIGHT = (0.3, 1.0, 4.0, 1.0)
+FIELD_WEIGHT = (0.3, 1.0, 12.0, 4.0)
 ENTRY_WEIGHT = torch.tensor((2.0,) * 6 + (4.0,) * 6 + (1.0,) * 6 + (0.3,) * 12) / 45.6  # the last ones are mostly noise
 SURFACE_SIZE = 4  # place on the mean face (3), and whether the cell is inside an open mouth
 
