@@ -60,6 +60,7 @@ def train_autoencoder(
     out: Out,
     model: Annotated[str, typer.Option(help="preset or config file (JSON) of the model")] = "semo-tiny",
     whisper: Whisper = "tiny.en",
+    init: Annotated[Path | None, typer.Option(help="checkpoint whose motion encoder to start from")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     resume: Resume = False,
@@ -71,7 +72,8 @@ def train_autoencoder(
 
         base = {"model": load_config(model).model_dump(mode="json")}
         chosen = parse_settings(autoencoder.TrainConfig, config, settings or [], base)
-        typer.echo(f"{autoencoder.train(chosen, data, out, resume=resume, whisper=whisper)}: written", err=True)
+        path = autoencoder.train(chosen, data, out, resume=resume, whisper=whisper, init=init)
+        typer.echo(f"{path}: written", err=True)
 
 
 @train_app.command("generator")
