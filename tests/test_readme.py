@@ -16,8 +16,21 @@ from semo_sdk.cli import app
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)).splitlines()
-COMMANDS = [command for line in SHELL for command in line.split(" && ") if command.startswith("semo ")]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def shell(text: str) -> list[str]:
+    """The lines of a document's shell blocks."""
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).splitlines()
+
+
+SHELL = shell(README)
+COMMANDS = [
+    command
+    for line in SHELL + shell(CONTRIBUTING)
+    for command in line.partition("  #")[0].split(" && ")
+    if command.startswith("semo ")
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +51,7 @@ def test_python_blocks_run_as_they_stand(number: int, folder: Path, monkeypatch:
 
 
 def test_there_are_python_blocks_and_commands() -> None:
-    assert len(PYTHON) >= 4 and len(COMMANDS) >= 5
+    assert len(PYTHON) >= 4 and len(COMMANDS) >= 10
 
 
 @pytest.mark.parametrize("command", COMMANDS)
