@@ -45,6 +45,20 @@ def model() -> SemoModel:
     return random_model()
 
 
+def test_photo_that_goes_around_the_network_arrives_the_same(model: SemoModel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(2, 3, 16, 16, generator=generator) * 255
+    image = torch.nn.functional.interpolate(small, size=256, mode="bilinear").byte().permute(0, 2, 3, 1)
+    with torch.no_grad():
+        latents, motion, cache, appearance = graph_modules(model)["reference"](image)
+        moved = motion + torch.randn(2, 4, TINY.motion_dim, generator=generator) * 0.5
+        inputs = (None, latents, motion, cache, appearance, moved)
+        around = model.render_frames(*inputs, steps=1)
+        through = model.to_frames(model.render(*inputs, steps=1))
+    assert around.shape == (2, 4, 256, 256, 3)
+    assert (around.int() - through.int()).abs().max() <= 1
+
+
 @pytest.fixture(scope="module")
 def exported(model: SemoModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The whole line once, as the command line runs it: checkpoint file to bundle."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 
@@ -28,8 +29,13 @@ def step(x_t: Tensor, v: Tensor, t: float, s: float) -> Tensor:
 
 def sample(field: Callable[[Tensor, float], Tensor], prior: Tensor, steps: int) -> Tensor:
     """Integrates ``field(x_t, t)`` from t = 1 to t = 0 in equal Euler steps; the loop unrolls in an exported graph."""
-    x = prior
+    return prior + displacement(field, prior, steps)
+
+
+def displacement(field: Callable[[Tensor, float], Tensor], prior: Tensor, steps: int) -> Tensor:
+    """What :func:`sample` adds to the prior."""
+    total = torch.zeros_like(prior)
     for i in range(steps):
         t, s = 1 - i / steps, 1 - (i + 1) / steps
-        x = step(x, field(x, t), t, s)
-    return x
+        total = step(total, field(prior + total, t), t, s)
+    return total

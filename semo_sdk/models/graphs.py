@@ -87,8 +87,7 @@ class RenderGraph(_Graph):
         latents, reference_motion, *rest, motion = inputs
         cache = rest.pop(0) if c.decoder.cache_reference else None
         appearance = rest.pop(0) if c.decoder.warp_layers else None
-        x = m.render(noise, latents, reference_motion, cache, appearance, motion, steps=c.decoder.steps)
-        return (m.to_frames(x),)
+        return (m.render_frames(noise, latents, reference_motion, cache, appearance, motion, steps=c.decoder.steps),)
 
 
 def graph_modules(model: SemoModel) -> dict[str, nn.Module]:

@@ -118,7 +118,7 @@ class MotionDecoder(nn.Module):
             x = torch.cat([x[:, :head], place], dim=1)
         return self.out(x[:, head:], x_flat, condition).unflatten(0, (batch, frames))
 
-    def sample(
+    def displacement(
         self,
         prior: Tensor,
         reference_motion: Tensor,
@@ -128,13 +128,13 @@ class MotionDecoder(nn.Module):
         cache: Cache | None = None,
         reference: Tensor | None = None,
     ) -> Tensor:
-        """Target latents (B, n, C, h, w) from the prior by ``steps`` Euler steps."""
+        """What ``steps`` Euler steps add to the prior: whitened latents (B, n, C, h, w)."""
 
         def field(x_t: Tensor, t: float) -> Tensor:
             time = torch.full((x_t.shape[0],), t, device=x_t.device)
             return self(x_t, time, reference_motion, motion, cache=cache, reference=reference)
 
-        return flow.sample(field, prior, steps)
+        return flow.displacement(field, prior, steps)
 
     def _embed(self, layer: nn.Module, latents: Tensor) -> Tensor:
         x = layer(patchify(latents, self.patch))

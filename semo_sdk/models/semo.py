@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from semo_sdk.config import SemoConfig
 from semo_sdk.models.motion_decoder import MotionDecoder, make_prior
 from semo_sdk.models.motion_encoder import MotionEncoder
 from semo_sdk.models.motion_generator import MotionGenerator
-from semo_sdk.models.vae import make_vae
+from semo_sdk.models.vae import PatchVae, make_vae
 from semo_sdk.models.whisper import WhisperEncoder
 
 
@@ -41,13 +43,36 @@ class SemoModel(nn.Module):
         # TensorRT takes uint8 only where it is cast at once.
         return self.vae.encode(frames.to(self.dtype).permute(0, 3, 1, 2) / 127.5 - 1)
 
-    def to_frames(self, latents: Tensor) -> Tensor:
-        """Latents (..., C, h, w) -> (..., 256, 256, 3) uint8 RGB."""
-        image = self.vae.decode(latents.flatten(0, -4)).float().permute(0, 2, 3, 1)
-        image = image.unflatten(0, latents.shape[:-3])
-        return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    def to_frames(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Latents (..., C, h, w), and pixels (..., 3, 256, 256) in [-1, 1] to add -> (..., 256, 256, 3) uint8 RGB."""
+        image = self.vae.decode(latents.flatten(0, -4)).float().unflatten(0, latents.shape[:-3])
+        if pixels is not None:
+            image = image + pixels
+        return ((image.movedim(-3, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-    def render(
+    def render(self, *tensors: Any, steps: int) -> Tensor:
+        """Target latents (B, n, C, h, w), not whitened; arguments as in :meth:`render_frames`."""
+        prior, added, _ = self._flow(*tensors, steps=steps)
+        return self.unwhiten(prior + added)
+
+    def render_frames(self, *tensors: Any, steps: int) -> Tensor:
+        """Frames (B, n, 256, 256, 3) uint8 RGB, from the reference and n frames of motion.
+
+        Where the warped photo is at hand in pixels and the autoencoder is linear, the photo goes around network and
+        latents in float32, and half precision rounds only what the network adds. (A coordinate of the warp in bfloat16
+        is a quarter of a pixel off.) In float32 it is the same as decoding :meth:`render`.
+
+        Args:
+            tensors: noise (B, n, C, h, w) standard normal, or None when the prior has none; latents (B, C, h, w) of the
+                reference; reference motion (B, 1, T * D); cache (B, layers, 2, N, hidden) of the reference, or None for
+                joint attention; appearance (B, N, encoder hidden) of the reference for the warp prior, or None; motion
+                (B, n, T * D).
+            steps: Euler steps.
+        """
+        prior, added, pixels = self._flow(*tensors, steps=steps)
+        return self.to_frames(self.unwhiten(prior + added if pixels is None else added), pixels)
+
+    def _flow(
         self,
         noise: Tensor | None,
         latents: Tensor,
@@ -57,22 +82,19 @@ class SemoModel(nn.Module):
         motion: Tensor,
         *,
         steps: int,
-    ) -> Tensor:
-        """Target latents (B, n, C, h, w), not whitened, from the reference and n frames of motion.
-
-        Args:
-            noise: (B, n, C, h, w) standard normal, or None when the prior has none.
-            latents: (B, C, h, w) of the reference. reference_motion: (B, 1, T * D). motion: (B, n, T * D).
-            cache: (B, layers, 2, N, hidden) of the reference, or None for joint attention.
-            appearance: (B, N, encoder hidden) of the reference, for the warp prior. steps: Euler steps.
-        """
-        decoder = self.decoder
-        reference = self.whiten(latents)
-        offsets = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Whitened prior, what the flow adds to it, and the prior as pixels (B, n, 3, 256, 256) where that is exact."""
+        decoder, frames = self.decoder, motion.shape[1]
+        offsets = pixels = None
         if decoder.warp is not None and appearance is not None:
             offsets = decoder.warp(appearance, reference_motion, motion)
-        prior = make_prior(self.config, self.vae, latents, noise, offsets, motion.shape[1])
+        if offsets is not None and noise is None and isinstance(self.vae, PatchVae):
+            pixels = self.vae.warp_pixels(latents, offsets, frames)
+            start = self.vae.encode(pixels.flatten(0, 1)).to(latents.dtype)
+            prior = self.whiten(start).unflatten(0, (latents.shape[0], frames))
+        else:
+            prior = make_prior(self.config, self.vae, latents, noise, offsets, frames)
         pairs = None if cache is None else [(layer[:, 0], layer[:, 1]) for layer in cache.unbind(1)]
-        joint = reference if cache is None else None
-        x = decoder.sample(prior, reference_motion, motion, steps=steps, cache=pairs, reference=joint)
-        return self.unwhiten(x)
+        joint = self.whiten(latents) if cache is None else None
+        added = decoder.displacement(prior, reference_motion, motion, steps=steps, cache=pairs, reference=joint)
+        return prior, added, pixels

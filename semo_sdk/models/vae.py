@@ -95,6 +95,11 @@ class PatchVae(Vae):
     def warp(self, latents: Tensor, offsets: Tensor) -> Tensor:
         return self.encode(warp(self.decode(latents.float()), offsets)).to(latents.dtype)
 
+    def warp_pixels(self, latents: Tensor, offsets: Tensor, frames: int) -> Tensor:
+        """Pixels (B, frames, 3, 256, 256) float32 of an image (B, C, h, w), moved by offsets (B * frames, 2, H, W)."""
+        image = self.decode(latents.float()).unsqueeze(1).expand(-1, frames, -1, -1, -1)
+        return warp(image.flatten(0, 1), offsets).unflatten(0, (latents.shape[0], frames))
+
 
 class _TinyBlock(nn.Module):
     def __init__(self, width: int, *, pool: bool = False) -> None:
