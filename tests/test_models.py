@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from semo_sdk.backends.base import graph_specs
-from semo_sdk.config import PRESETS, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
+from semo_sdk.config import PRESETS, AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FEATURE_FRAMES, MEL_HOP, MEL_WINDOW, WINDOW_SAMPLES
 from semo_sdk.errors import CheckpointError
 from semo_sdk.models import flow
@@ -32,6 +32,7 @@ def small(**changes: object) -> SemoConfig:
         "encoder": EncoderConfig(hidden=32, layers=1, heads=2),
         "decoder": decoder,
         "generator": GeneratorConfig(hidden=32, layers=2, heads=2, steps=2),
+        "audio": AudioConfig(width=32, heads=2, layers=1),
     }
     return SemoConfig(**{**values, **changes})
 
@@ -205,7 +206,7 @@ def test_frames_not_heard_have_no_influence(model: SemoModel) -> None:
     g = model.generator
     motion = torch.randn(1, CHUNK_FRAMES, 512)
     inputs = (motion, torch.ones(1), torch.randn(1, CONTEXT_FRAMES, 512), torch.randn(1, 1, 512))
-    features = torch.randn(1, FEATURE_FRAMES, 768)
+    features = torch.randn(1, FEATURE_FRAMES, 64)
     heard = torch.arange(FEATURE_FRAMES)[None] < 12
     other = features.clone()
     other[:, 12:] += 5
@@ -217,10 +218,10 @@ def test_frames_not_heard_have_no_influence(model: SemoModel) -> None:
 def test_guidance_of_one_is_the_plain_prediction(model: SemoModel) -> None:
     motion = graph_modules(model)["motion"]
     noise, context = torch.randn(1, CHUNK_FRAMES, 512), torch.randn(1, CONTEXT_FRAMES, 512)
-    fixed = (noise, context, torch.randn(1, 1, 512), torch.randn(1, FEATURE_FRAMES, 768), torch.tensor([16]))
+    fixed = (noise, context, torch.randn(1, 1, 512), torch.randn(1, FEATURE_FRAMES, 64), torch.tensor([16]))
     with torch.no_grad():
         plain, silent, strong = (motion(*fixed, torch.tensor([w]))[0] for w in (1.0, 0.0, 2.0))
-        deaf = motion(*fixed[:3], torch.randn(1, FEATURE_FRAMES, 768), fixed[4], torch.zeros(1))[0]
+        deaf = motion(*fixed[:3], torch.randn(1, FEATURE_FRAMES, 64), fixed[4], torch.zeros(1))[0]
     torch.testing.assert_close(silent, deaf)  # without guidance the speech does not matter
     assert not torch.allclose(plain, silent)
     assert not torch.allclose(plain, strong)

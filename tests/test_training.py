@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from semo_sdk.config import DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
+from semo_sdk.config import AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
 from semo_sdk.errors import CheckpointError, InputError
 from semo_sdk.models.checkpoint import load_checkpoint
 from semo_sdk.models.whisper import WhisperEncoder
@@ -29,6 +29,7 @@ MODEL = SemoConfig(
         refine_channels=8, steps=1,
     ),
     generator=GeneratorConfig(hidden=32, layers=1, heads=2, steps=2),
+    audio=AudioConfig(width=32, heads=2, layers=1),
 )  # fmt: skip
 
 
