@@ -139,6 +139,7 @@ def run(
     from semo_sdk import Animator
     from semo_sdk.doctor import fingerprint
     from semo_sdk.media.audio import load_audio
+    from semo_sdk.media.image import crop_square, find_portrait
     from semo_sdk.media.video import read_video
 
     if count < 2:
@@ -166,7 +167,9 @@ def run(
         if sheet is not None and len(rows) < sheet_rows:
             score = mouth.correlation(pairs[-1].made.mouth, pairs[-1].real.mouth)
             title = f"portrait {photo.stem}, speech {clip.stem}: mouth correlation {score:.2f}"
-            rows.append(Row(title, animator.portrait.crop, made, real))
+            box = find_portrait(real[0]).box
+            face = np.stack([crop_square(frame, box) for frame in real])
+            rows.append(Row(title, animator.portrait.crop, made, face, pairs[-1].real.mouth))
     if engines is None or len(pairs) < 2:
         raise InputError(f"only {len(pairs)} of {count} portraits can be used: {left_out}")
     chosen = {"backend": engines.backend, "precision": engines.precision}

@@ -20,17 +20,19 @@ class Row:
         title: short text.
         portrait: (256, 256, 3) uint8 RGB, the photo's crop.
         made: (n, 256, 256, 3) uint8 RGB.
-        real: (m, H, W, 3) uint8 RGB, frame by frame the same audio.
+        real: (m, 256, 256, 3) uint8 RGB, the real speaker's face, frame by frame the same audio.
+        opening: (m,) how far the real mouth is open, NaN where unknown; it chooses the moments that are shown.
     """
 
     title: str
     portrait: np.ndarray
     made: np.ndarray
     real: np.ndarray
+    opening: np.ndarray
 
 
 def contact_sheet(rows: Sequence[Row], path: Path, *, columns: int = 6, tile: int = 160) -> None:
-    """Writes a PNG: for each clip the portrait, generated frames at even times, the real frames below.
+    """Writes a PNG: for each clip the portrait, generated frames at some moments, the real frames below.
 
     Args:
         rows: at least one clip.
@@ -48,7 +50,7 @@ def contact_sheet(rows: Sequence[Row], path: Path, *, columns: int = 6, tile: in
     draw = ImageDraw.Draw(sheet)
 
     def paste(image: np.ndarray, column: int, top: int) -> None:
-        picture = Image.fromarray(square(image)).resize((tile, tile), Image.Resampling.LANCZOS)
+        picture = Image.fromarray(image).resize((tile, tile), Image.Resampling.LANCZOS)
         sheet.paste(picture, (MARGIN + column * step, top))
 
     for index, row in enumerate(rows):
@@ -58,21 +60,24 @@ def contact_sheet(rows: Sequence[Row], path: Path, *, columns: int = 6, tile: in
         paste(row.portrait, 0, top)
         draw.text(
             (MARGIN, top + step),
-            "above: portrait, then\ngenerated frames\n\nright: real frames of\nthe same audio",
+            "above: portrait, then\ngenerated frames\n\nright: real frames of\nthe same speech,\nmouth open, closed, ...",
             fill="black",
         )
         count = min(len(row.made), len(row.real))
-        for column in range(columns):
-            moment = int((column + 0.5) * count / columns)
+        for column, moment in enumerate(moments(row.opening[:count], columns)):
             paste(row.made[moment], column + 1, top)
             paste(row.real[moment], column + 1, top + step)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
 
-def square(image: np.ndarray) -> np.ndarray:
-    """The largest square in the middle of an (H, W, 3) image."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    y, x = (height - side) // 2, (width - side) // 2
-    return image[y : y + side, x : x + side]
+def moments(opening: np.ndarray, count: int) -> list[int]:
+    """One frame of each of ``count`` equal parts: where the real mouth is most open, most closed, open, closed...
+
+    They are chosen on the real video alone, so the generated one cannot look better than it is.
+    """
+    chosen = []
+    for number, part in enumerate(np.array_split(np.arange(len(opening)), count)):
+        values = np.nan_to_num(opening[part], nan=float(np.nanmedian(opening)) if np.isfinite(opening).any() else 0.0)
+        chosen.append(int(part[values.argmin() if number % 2 else values.argmax()]))
+    return chosen

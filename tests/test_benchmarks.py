@@ -13,7 +13,7 @@ import pytest
 from semo_sdk import Animator
 from semo_sdk.benchmarks import latency, lipsync, mouth, report
 from semo_sdk.benchmarks.lipsync import held_out
-from semo_sdk.benchmarks.sheet import Row, contact_sheet
+from semo_sdk.benchmarks.sheet import Row, contact_sheet, moments
 from semo_sdk.constants import SAMPLE_RATE
 from semo_sdk.errors import InputError
 from semo_sdk.media.audio import load_audio
@@ -114,11 +114,16 @@ def test_contact_sheet_shows_each_row(tmp_path: Path) -> None:
     from PIL import Image
 
     made = np.full((8, 256, 256, 3), (200, 0, 0), np.uint8)
-    real = np.full((9, 288, 360, 3), (0, 0, 200), np.uint8)
-    row = Row("title", np.full((256, 256, 3), (0, 200, 0), np.uint8), made, real)
+    real = np.full((9, 256, 256, 3), (0, 0, 200), np.uint8)
+    row = Row("title", np.full((256, 256, 3), (0, 200, 0), np.uint8), made, real, np.full(9, np.nan))
     contact_sheet([row, row], tmp_path / "sheet.png", columns=3, tile=40)
     colours = {colour for count, colour in Image.open(tmp_path / "sheet.png").getcolors(100_000) or [] if count >= 1600}
     assert {(200, 0, 0), (0, 0, 200), (0, 200, 0)} <= colours
+
+
+def test_moments_of_the_sheet_are_open_and_closed_in_turn() -> None:
+    opening = np.array([0, 5, 1, 4, 0, 3, np.nan, 6, 2.0])
+    assert moments(opening, 3) == [1, 4, 7]
 
 
 def test_percentiles() -> None:
