@@ -60,7 +60,7 @@ def contact_sheet(rows: Sequence[Row], path: Path, *, columns: int = 6, tile: in
         paste(row.portrait, 0, top)
         draw.text(
             (MARGIN, top + step),
-            "above: portrait, then\ngenerated frames\n\nright: real frames of\nthe same speech,\nmouth open, closed, ...",
+            "above: portrait, then\ngenerated frames\n\nright: real frames of\nthe same speech,\nmouth open, closed",
             fill="black",
         )
         count = min(len(row.made), len(row.real))
