@@ -28,6 +28,8 @@ from semo_sdk.models.layers import (
 )
 from semo_sdk.models.vae import Vae
 
+LEVERS = 32  # linear read-outs of the motion that every cell of the warp responds to
+
 Cache = Sequence[tuple[Tensor, Tensor]]  # keys and values of the reference tokens, a pair per layer
 
 
@@ -165,7 +167,9 @@ def _per_frame(x: Tensor, frames: int) -> Tensor:
 class WarpHead(nn.Module):
     """Backward warp field from the reference's features and the pair of motions: the start of the flow.
 
-    With a small training budget this is what moves the face; the flow then repairs mouth, eyes and disocclusions.
+    With a small training budget this is what moves the face; the flow then repairs mouth, eyes and disocclusions. The
+    field is the sum of what the transformer makes of the pair and a bilinear part: each cell answers to a few levers,
+    linear read-outs of the motions. Small movements (lips, lids) are nearly linear, and learned that way in minutes.
     """
 
     def __init__(self, config: SemoConfig) -> None:
@@ -178,8 +182,11 @@ class WarpHead(nn.Module):
         self.blocks = nn.ModuleList(AdaBlock(c.hidden, c.heads) for _ in range(c.warp_layers))
         self.norm = LayerNorm(c.hidden)
         self.out = nn.Linear(c.hidden, 2 * self.cells**2)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.levers = nn.Linear(2 * config.motion_dim, LEVERS)
+        self.respond = nn.Linear(c.hidden, LEVERS * 2 * self.cells**2)
+        for layer in (self.out, self.respond):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, appearance: Tensor, reference_motion: Tensor, motion: Tensor) -> Tensor:
         """Offsets (B * n, 2, warp_size, warp_size), x and y, in units of half the image side.
@@ -191,11 +198,14 @@ class WarpHead(nn.Module):
         frames = motion.shape[1]
         pair = torch.cat([reference_motion.expand(-1, frames, -1), motion - reference_motion], dim=-1)
         condition = F.silu(self.pair(pair)).flatten(0, 1).unsqueeze(1)
+        levers = self.levers(pair).flatten(0, 1)[:, None, None]
         x = self.embed(appearance)
         x = _per_frame(x + self.position.to(x.dtype), frames)
         for block in self.blocks:
             x = block(x, condition)
-        return unpatchify(self.out(self.norm(x)), self.cells, self.grid)
+        x = self.norm(x)
+        pulled = (levers @ self.respond(x).unflatten(-1, (LEVERS, -1))).squeeze(-2)
+        return unpatchify(self.out(x) + pulled, self.cells, self.grid)
 
 
 class OutputHead(nn.Module):

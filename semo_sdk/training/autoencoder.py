@@ -24,9 +24,9 @@ from semo_sdk.models.whisper import load_whisper
 from semo_sdk.training.data import Batch, PuppetData, Stills, prefetch
 from semo_sdk.training.loop import LoopConfig, Trainer
 from semo_sdk.training.sheets import write_sheet
-from semo_sdk.training.teacher import UNITS, read, taught_targets, teach
+from semo_sdk.training.teacher import UNITS, read, set_levers, taught_targets, teach
 
-REGION_WEIGHT = (0.1, 1.0, 4.0, 8.0)  # background, face, mouth and eyes, inside of the mouth
+REGION_WEIGHT = (0.5, 1.0, 4.0, 8.0)  # background, face, mouth and eyes, inside of the mouth
 FIELD_WEIGHT = (0.3, 1.0, 12.0, 4.0)
 ENTRY_WEIGHT = torch.tensor((2.0,) * 6 + (4.0,) * 6 + (1.0,) * 6 + (0.3,) * 12) / 45.6  # the last ones are mostly noise
 SURFACE_SIZE = 4  # place on the mean face (3), and whether the cell is inside an open mouth
@@ -213,6 +213,8 @@ def train(
     model = SemoModel(config.model)
     if init is not None:
         model.encoder.load_state_dict(load_checkpoint(init)[0].encoder.state_dict())
+    if config.taught and model.decoder.warp is not None:
+        set_levers(model.decoder.warp.levers)
     load_whisper(model.whisper, whisper)
     stage = Stage1(model, config)
     modules = {"encoder": model.encoder, "decoder": model.decoder, "surface": stage.surface}

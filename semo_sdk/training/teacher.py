@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MOTION_SIZE = 30  # pose: yaw, pitch, roll, log scale, x, y; then 24 expression coefficients
 POSE_SIZE = 6
@@ -49,3 +49,19 @@ def taught_targets(known: Tensor, reference_motion: Tensor) -> Tensor:
     """
     pose = known[:, 1:, :POSE_SIZE] - known[:, :1, :POSE_SIZE] + read(reference_motion.float())[..., :POSE_SIZE]
     return teach(torch.cat([pose, known[:, 1:, POSE_SIZE:]], -1), reference_motion.shape[-1])
+
+
+@torch.no_grad()
+def set_levers(levers: nn.Linear) -> None:
+    """Starts the warp's levers as what the teacher wrote: change of pose, and expression, in unit deviations.
+
+    Args:
+        levers: reads [reference motion, motion - reference motion].
+    """
+    width = levers.in_features // 2
+    rows = directions(width)
+    reading = rows / rows.square().sum(1, keepdim=True) * torch.tensor(UNITS)[:, None]
+    levers.weight.zero_()
+    levers.weight[:MOTION_SIZE, width:] = reading
+    levers.weight[POSE_SIZE:MOTION_SIZE, :width] = reading[POSE_SIZE:]
+    levers.bias.zero_()
