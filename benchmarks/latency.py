@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from semo_sdk.benchmarks.report import percentiles, table, write_json
-from semo_sdk.constants import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from semo_sdk.constants import FPS, SAMPLE_RATE
 from semo_sdk.errors import InputError, SemoError
 
 STAGES = ("reference", "audio", "motion", "render")
@@ -212,7 +212,6 @@ def run(
     pcm = load_audio(speech)
     if len(pcm) < WARM_UP_SECONDS * SAMPLE_RATE:
         raise InputError(f"the benchmark needs at least {WARM_UP_SECONDS} s of speech, got {len(pcm) / SAMPLE_RATE} s")
-    pcm = pcm[: len(pcm) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME]
     opened = Bundle.open(bundle)
     cold = cold_start(photo, speech, {"bundle": bundle, "backend": backend, "precision": precision}, threads)
     with Animator(photo, bundle=bundle, backend=backend, precision=precision, threads=threads) as animator:
