@@ -65,6 +65,9 @@ def write_manifest(
     """Writes ``config.json`` and then ``manifest.json``, which lists all files but itself and the card."""
     write_text(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (MANIFEST_FILE, CARD_FILE))
+    mode = (folder / CONFIG_FILE).stat().st_mode
+    for path in files:
+        path.chmod(mode)  # safetensors writes for the owner only
     manifest = {
         "format_version": FORMAT_VERSION,
         "sdk_version": sdk_version(),

@@ -27,6 +27,7 @@ def folder(tmp_path: Path, tiny_config: SemoConfig) -> Path:
     out = tmp_path / "small"
     with bundle_folder(out) as work:
         (work / "weights.safetensors").write_bytes(b"weights")
+        (work / "weights.safetensors").chmod(0o600)
         (work / GRAPH).write_bytes(b"graph")
         (work / "README.md").write_text("card")
         write_manifest(
@@ -58,6 +59,7 @@ def test_what_was_written_is_read(folder: Path, tiny_config: SemoConfig) -> None
     assert bundle.weights_path.read_bytes() == b"weights"
     assert bundle.graph_path("audio", "fp32").read_bytes() == b"graph"
     assert Bundle.open(bundle) is bundle
+    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1, "whoever may read one file may read them all"
     assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name], "no temporary folder stays behind"
 
 
