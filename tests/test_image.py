@@ -53,9 +53,6 @@ def gradient() -> np.ndarray:
     return np.stack([x * 4, y * 5, 255 - x * 4], -1).astype(np.uint8)
 
 
-# --- reading
-
-
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {})])
 def test_lossless_files_are_read_exactly(gradient: np.ndarray, kind: str, options: dict[str, Any]) -> None:
     assert np.array_equal(load_image(encoded(gradient, kind, **options)), gradient)
@@ -204,9 +201,6 @@ def test_decompression_bombs_are_refused_before_decoding(monkeypatch: pytest.Mon
         load_image(np.zeros((65, 64, 3), np.uint8))
 
 
-# --- finding and cropping
-
-
 def test_the_crop_is_the_square_around_the_mesh(portrait: Portrait, photo: np.ndarray) -> None:
     x0, y0, side = portrait.box
     points = portrait.landmarks.points[:, :2]
@@ -291,9 +285,6 @@ def test_a_face_too_small(photo: np.ndarray) -> None:
 def test_impossible_crop_scales(photo: np.ndarray, scale: float) -> None:
     with pytest.raises(ImageError, match="crop_scale"):
         find_portrait(photo, crop_scale=scale)
-
-
-# --- pasting back
 
 
 def test_the_portraits_own_crop_leaves_the_photo(portrait: Portrait, photo: np.ndarray) -> None:

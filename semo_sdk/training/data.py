@@ -7,7 +7,7 @@ cross-identity pairs: the token of identity A at frame k must render identity B 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +176,7 @@ def offsets_from(source: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis((source - grid) / (IMAGE_SIZE / 2), -1, 2)).astype(np.float32)
 
 
-def prefetch(make: Callable[[int], T], first: int, last: int, *, ahead: int = 3) -> Iterator[T]:
+def prefetch(make: Callable[[int], T], first: int, last: int, *, ahead: int = 3) -> Generator[T, None, None]:
     """``make(step)`` for steps ``first`` .. ``last - 1``, read ahead by one thread.
 
     As long as ``make`` depends on the step alone, a resumed run sees the same batches.
