@@ -160,7 +160,7 @@ PRESETS: dict[str, SemoConfig] = {
             refine_channels=64,
             steps=1,
         ),
-        generator=GeneratorConfig(hidden=256, layers=4, heads=4, steps=4, guidance=1.0),
+        generator=GeneratorConfig(hidden=256, layers=4, heads=4, steps=4, guidance=2.0),
     ),
 }
 
