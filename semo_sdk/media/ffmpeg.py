@@ -38,6 +38,7 @@ class Ffmpeg:
                 stdin=subprocess.PIPE if write else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if write is False else subprocess.DEVNULL,
                 stderr=self._log,
+                start_new_session=True,  # Ctrl-C in a terminal is for us: we stop ffmpeg and clean up
             )
         except OSError:
             self._log.close()
