@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import ImageError
 from semo_sdk.pipeline.graphs import Graphs
 
-__all__ = ["Reference", "encode_reference"]
+__all__ = ["Reference", "encode_reference", "stack_references"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +51,11 @@ def encode_reference(graphs: Graphs, image: np.ndarray) -> Reference:
             f"the portrait's crop must be ({IMAGE_SIZE}, {IMAGE_SIZE}, 3) uint8 RGB, got {image.shape} {image.dtype}"
         )
     return Reference(graphs("reference", {"image": np.ascontiguousarray(batch)}))
+
+
+def stack_references(references: Sequence[Reference]) -> Reference:
+    """References of single portraits as one batch, in this order."""
+    if len(references) == 1:
+        return references[0]
+    names = references[0].arrays
+    return Reference({name: np.concatenate([reference.arrays[name] for reference in references]) for name in names})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from semo_sdk.config import SemoConfig
@@ -19,7 +21,14 @@ def launch_size(config: SemoConfig, frames: int) -> int:
     return min(-(-frames // window), CHUNK_FRAMES // window) * window
 
 
-def render(graphs: Graphs, reference: Reference, motion: np.ndarray, *, seed: int, pass_index: int) -> np.ndarray:
+def render(
+    graphs: Graphs,
+    reference: Reference,
+    motion: np.ndarray,
+    *,
+    seed: int | Sequence[int],
+    pass_index: int | Sequence[int],
+) -> np.ndarray:
     """Runs the ``render`` graph, in as many launches as it takes.
 
     Args:
@@ -27,8 +36,8 @@ def render(graphs: Graphs, reference: Reference, motion: np.ndarray, *, seed: in
         reference: of B portraits.
         motion: (B, n, D) float32 tokens, any n >= 1. Frames attend to each other within the decoder's temporal
             window, counted from the first token here; the last window is filled up with the last token.
-        seed: of the noise, for models that start from noise.
-        pass_index: number of the pass, for that noise.
+        seed: of the noise, for models that start from noise; one for all, or B of them.
+        pass_index: number of the pass, for that noise; one for all, or B of them.
 
     Returns:
         (B, n, 256, 256, 3) uint8 RGB.
@@ -42,8 +51,10 @@ def render(graphs: Graphs, reference: Reference, motion: np.ndarray, *, seed: in
     filled = np.concatenate([motion, np.repeat(motion[:, -1:], short, axis=1)], axis=1) if short else motion
     noise = None
     if config.needs_noise:
-        shape = (batch, count + short, config.latent_channels, config.latent_size, config.latent_size)
-        noise = normal(shape, seed=seed, pass_index=pass_index, stream="render")
+        shape = (1, count + short, config.latent_channels, config.latent_size, config.latent_size)
+        seeds, passes = ([value] * batch if isinstance(value, int) else value for value in (seed, pass_index))
+        drawn = [normal(shape, seed=s, pass_index=p, stream="render") for s, p in zip(seeds, passes, strict=True)]
+        noise = np.concatenate(drawn)
     pieces = []
     for start in range(0, count + short, size):
         part = slice(start, start + size)

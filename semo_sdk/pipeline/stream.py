@@ -5,7 +5,7 @@ Offline is the same loop over all of the sound, so both give the same frames, bi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,19 @@ from semo_sdk.pipeline.reference import Reference
 from semo_sdk.pipeline.render import launch_size, render
 from semo_sdk.pipeline.state import StreamState
 
-__all__ = ["Chunk", "Plan", "drain", "draw", "frames_in", "plan", "speak", "step"]
+__all__ = [
+    "Chunk",
+    "Plan",
+    "advance",
+    "drain",
+    "draw",
+    "frames_in",
+    "plan",
+    "plan_batch",
+    "speak",
+    "step",
+    "step_batch",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,32 +104,65 @@ def plan(graphs: Graphs, reference: Reference, state: StreamState) -> tuple[Plan
         ValueError: nothing is pending.
         EngineError: the engine failed.
     """
-    if not len(state.pending):
+    return plan_batch(graphs, reference, [state])[0]
+
+
+def plan_batch(graphs: Graphs, reference: Reference, states: Sequence[StreamState]) -> list[tuple[Plan, StreamState]]:
+    """:func:`plan` for several speakers in one launch of each graph.
+
+    Args:
+        graphs: the model.
+        reference: of the B speakers, see :func:`semo_sdk.pipeline.reference.stack_references`.
+        states: B of them; their hops may differ.
+
+    Returns:
+        For each speaker what :func:`plan` returns.
+
+    Raises:
+        ValueError: nothing is pending in one of them.
+        EngineError: the engine failed.
+    """
+    if not all(len(state.pending) for state in states):
         raise ValueError("nothing is pending: push sound before a pass")
-    hop_samples = state.hop * SAMPLES_PER_FRAME
-    taken = state.pending[:hop_samples]
-    count = frames_in(len(taken))
-    hop_pcm = np.concatenate([taken, np.zeros(hop_samples - len(taken), np.float32)])
-    dim = state.context.shape[1]
+    sounds = [state.pending[: state.hop * SAMPLES_PER_FRAME] for state in states]
+    hops = [_filled(pcm, state.hop * SAMPLES_PER_FRAME) for pcm, state in zip(sounds, states, strict=True)]
+    windows = [extend_window(state.heard, hop) for hop, state in zip(hops, states, strict=True)]
+    shape = (1, CHUNK_FRAMES, states[0].context.shape[1])
+    noise = [normal(shape, seed=state.seed, pass_index=state.pass_index, stream="motion") for state in states]
     tokens = generate_motion(
         graphs,
-        noise=normal((1, CHUNK_FRAMES, dim), seed=state.seed, pass_index=state.pass_index, stream="motion"),
-        context=state.context[None],
+        noise=np.concatenate(noise),
+        context=np.stack([state.context for state in states]),
         reference_motion=reference.motion,
-        features=encode_audio(graphs, extend_window(state.heard, hop_pcm)[None]),
-        available=np.array([state.hop], np.int64),
-        guidance=np.array([state.guidance], np.float32),
-    )[0]
-    audio = hop_pcm[: count * SAMPLES_PER_FRAME]
-    after = replace(
+        features=encode_audio(graphs, np.stack(windows)),
+        available=np.array([state.hop for state in states], np.int64),
+        guidance=np.array([state.guidance for state in states], np.float32),
+    )
+    plans = []
+    for made, pcm, hop, state in zip(tokens, sounds, hops, states, strict=True):
+        count = frames_in(len(pcm))
+        ready = Plan(made, count, hop[: count * SAMPLES_PER_FRAME], state.frame_index, state.pass_index)
+        plans.append((ready, advance(state, made[:count], ready.audio, taken=len(pcm))))
+    return plans
+
+
+def advance(state: StreamState, tokens: np.ndarray, audio: np.ndarray, *, taken: int) -> StreamState:
+    """The state after some frames.
+
+    Args:
+        state: before them.
+        tokens: (n, D) float32, theirs.
+        audio: (n * 640,) float32, theirs.
+        taken: how many pending samples they used up.
+    """
+    return replace(
         state,
-        context=np.concatenate([state.context, tokens[:count]])[-CONTEXT_FRAMES:],
+        context=np.concatenate([state.context, tokens])[-CONTEXT_FRAMES:],
         heard=extend_window(state.heard, audio),
-        pending=state.pending[len(taken) :],
-        frame_index=state.frame_index + count,
+        pending=state.pending[taken:],
+        frame_index=state.frame_index + len(tokens),
         pass_index=state.pass_index + 1,
     )
-    return Plan(tokens, count, audio, state.frame_index, state.pass_index), after
 
 
 def step(graphs: Graphs, reference: Reference, state: StreamState) -> tuple[Chunk, StreamState]:
@@ -130,11 +175,45 @@ def step(graphs: Graphs, reference: Reference, state: StreamState) -> tuple[Chun
         ValueError: nothing is pending.
         EngineError: the engine failed.
     """
-    made, after = plan(graphs, reference, state)
+    return step_batch(graphs, reference, [state])[0]
+
+
+def step_batch(graphs: Graphs, reference: Reference, states: Sequence[StreamState]) -> list[tuple[Chunk, StreamState]]:
+    """:func:`step` for several speakers in one launch of each graph.
+
+    Args:
+        graphs: the model.
+        reference: of the B speakers, see :func:`semo_sdk.pipeline.reference.stack_references`.
+        states: B of them, all with the same hop.
+
+    Returns:
+        For each speaker what :func:`step` returns.
+
+    Raises:
+        ValueError: nothing is pending in one of them, or their hops differ.
+        EngineError: the engine failed.
+    """
+    hop = states[0].hop
+    if any(state.hop != hop for state in states):
+        raise ValueError(f"one launch draws one hop, got {sorted({state.hop for state in states})}")
+    plans = plan_batch(graphs, reference, states)
     # Models whose temporal window is longer than the hop also see the tokens that the next pass will redo.
-    tokens = made.tokens[: max(state.hop, launch_size(graphs.config, state.hop))]
-    frames = render(graphs, reference, tokens[None], seed=state.seed, pass_index=made.pass_index)[0]
-    return Chunk(frames[: made.count], made.audio, made.tokens[: made.count], made.index), after
+    drawn = max(hop, launch_size(graphs.config, hop))
+    frames = render(
+        graphs,
+        reference,
+        np.stack([made.tokens[:drawn] for made, _ in plans]),
+        seed=[state.seed for state in states],
+        pass_index=[state.pass_index for state in states],
+    )
+    return [
+        (Chunk(pictures[: made.count], made.audio, made.tokens[: made.count], made.index), after)
+        for pictures, (made, after) in zip(frames, plans, strict=True)
+    ]
+
+
+def _filled(pcm: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([pcm, np.zeros(length - len(pcm), np.float32)])
 
 
 def drain(graphs: Graphs, reference: Reference, state: StreamState) -> Iterator[Chunk]:
