@@ -21,7 +21,8 @@
     │   └── BackendUnavailableError  the backend is not installed or cannot run here
     ├── MissingDependencyError       an optional package is not installed (also an ImportError)
     ├── EncodeError                  the video file could not be written
-    └── SessionClosedError           push or flush after close
+    ├── SessionClosedError           push or flush after close
+    └── CapacityError                the server is full: try again after ``retry_after`` seconds
 
 Each message says what was wrong and what to do about it.
 """
@@ -33,6 +34,7 @@ __all__ = [
     "AudioError",
     "BackendUnavailableError",
     "BundleError",
+    "CapacityError",
     "CheckpointError",
     "ConfigError",
     "EncodeError",
@@ -130,3 +132,15 @@ class EncodeError(SemoError):
 
 class SessionClosedError(SemoError):
     """The session was used after it was closed."""
+
+
+class CapacityError(SemoError):
+    """More is asked for than this machine, or this client's share of it, can do now.
+
+    Attributes:
+        retry_after: seconds after which it is worth trying again.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 MIN_RATE, MAX_RATE = 8_000, 192_000  # samples per second that can be resampled
 MAX_CHANNELS = 8
-MAX_SECONDS = 4 * 3600  # of a file: longer speech should be streamed
+MAX_SECONDS = 4.0 * 3600  # of a file: longer speech should be streamed
 MAX_PEAK = 16.0  # a float sample beyond this is not in [-1, 1] but in the range of integers
 
 CROSSINGS = 64  # zero crossings of the sinc on each side: 4 ms at 16 kHz
@@ -36,13 +36,19 @@ BLOCK = 2048  # outputs computed at once: bounds memory, never changes a result
 READ_BYTES = 1 << 20
 
 
-def load_audio(source: str | os.PathLike[str] | bytes | np.ndarray, sample_rate: int | None = None) -> np.ndarray:
+def load_audio(
+    source: str | os.PathLike[str] | bytes | np.ndarray,
+    sample_rate: int | None = None,
+    *,
+    max_seconds: float = MAX_SECONDS,
+) -> np.ndarray:
     """Speech as the models want it.
 
     Args:
         source: the path or the bytes of any file with sound that ffmpeg reads (its first audio stream), or an
             array as for :func:`to_mono`.
         sample_rate: of an array, in Hz (default 16 000). Files know theirs.
+        max_seconds: of a file; decoding stops there, so that a small file cannot fill the memory.
 
     Returns:
         (n,) float32 mono at 16 kHz in [-1, 1]; sample k is at time k / 16 000 s of the source.
@@ -56,7 +62,7 @@ def load_audio(source: str | os.PathLike[str] | bytes | np.ndarray, sample_rate:
     elif sample_rate is not None:
         raise AudioError("sample_rate belongs to arrays of samples; a file knows its own rate: leave it out")
     else:
-        pieces = list(_decode(source))
+        pieces = list(_decode(source, max_seconds))
     pcm = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     if not len(pcm):
         raise AudioError("the audio has no samples")
@@ -109,7 +115,7 @@ def _check_floats(samples: np.ndarray) -> None:
         )
 
 
-def _decode(source: str | os.PathLike[str] | bytes) -> Iterator[np.ndarray]:
+def _decode(source: str | os.PathLike[str] | bytes, max_seconds: float) -> Iterator[np.ndarray]:
     """Pieces of a file's sound at 16 kHz, while ffmpeg decodes it."""
     with local_file(source, AudioError) as (arguments, name):
         mono = "aresample=out_chlayout=mono:out_sample_fmt=flt:rematrix_maxval=1"  # the mean of stereo, not the sum
@@ -127,8 +133,8 @@ def _decode(source: str | os.PathLike[str] | bytes) -> Iterator[np.ndarray]:
             while data := ffmpeg.stdout.read(READ_BYTES):
                 piece = np.frombuffer(data[: len(data) // 4 * 4], ">f4").astype(np.float32)
                 samples += len(piece)
-                if samples > MAX_SECONDS * rate:
-                    raise AudioError(f"{name}: longer than {MAX_SECONDS // 3600} hours; push it to a session in pieces")
+                if samples > max_seconds * rate:
+                    raise AudioError(f"{name}: longer than {max_seconds:g} seconds; push it to a session in pieces")
                 _check_floats(piece)
                 yield resampler.push(piece)
             yield resampler.flush()
