@@ -1,6 +1,14 @@
-"""When a compiled engine may be used again: its key.
+"""Bundle to engines: TensorRT and TensorRT-RTX compile graphs for a GPU. Installed as ``semo_sdk.engines``.
 
-OpenVINO, ONNX Runtime and torch compile in memory at first use and keep nothing on disk, so nothing is stored yet.
-Whatever stores a compiled engine names it by :func:`semo_sdk.engines.key.engine_key` and takes it back only under
-the same key; "the file exists" says nothing.
+``recipes`` says what to build for which GPU, ``plan`` derives profiles and keys, ``compile`` talks to TensorRT,
+``check`` compares numbers and falls back, ``build`` does all of it. What an engine set on disk is, and whether it may
+be used, stands in ``semo_sdk.backends.engine_files``; what runs it in ``semo_sdk.backends.tensorrt``.
+
+OpenVINO, ONNX Runtime and torch compile in memory at first use and keep nothing on disk.
 """
+
+from __future__ import annotations
+
+from semo_sdk.engines.build import BuildReport, build_engines
+
+__all__ = ["BuildReport", "build_engines"]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from semo_sdk.backends.engine_files import parts_key
 from semo_sdk.bundle import WEIGHTS_FILE, Bundle, graph_file
 from semo_sdk.errors import BundleError
 
 
-def engine_key(
+def key_parts(
     bundle: Bundle,
     graph: str,
     *,
@@ -21,22 +21,21 @@ def engine_key(
     precision: str,
     shapes: Mapping[str, Sequence[int]],
     sdk_version: str,
-) -> str:
-    """What an engine depends on, as one name.
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What an engine depends on, JSON-ready: engines keep it beside their key, so that a mismatch can be named.
 
     Args:
         bundle: where the graph and its weights come from; both enter by their sha256, not by path or time.
         graph: "reference", "audio", "motion", "render" or "motion_encoder".
         stored_precision: of the graph's ONNX file: "fp32" or "fp16".
-        backend: for example "openvino".
+        backend: for example "tensorrt_rtx".
         backend_version: exactly as the backend reports it.
         device: what the engine was compiled for: CPU name and features, or GPU name, compute capability and driver.
         precision: arithmetic that was asked for: "fp32", "bf16" or "fp16".
-        shapes: input name -> shape; their order does not matter.
+        shapes: input name (and end of its range) -> shape; their order does not matter.
         sdk_version: ``semo_sdk.__version__``.
-
-    Returns:
-        64 hexadecimal digits, the same on every machine and in every process for the same values.
+        settings: of the compiler, where they change what comes out.
 
     Raises:
         BundleError: the bundle has no such graph.
@@ -45,7 +44,7 @@ def engine_key(
     onnx = graph_file(graph, stored_precision)
     if onnx not in files:
         raise BundleError(f"bundle {bundle.name!r} has no {onnx}")
-    parts = {
+    return {
         "onnx": files[onnx].sha256,
         "weights": files[WEIGHTS_FILE].sha256,
         "backend": backend,
@@ -54,5 +53,22 @@ def engine_key(
         "precision": precision,
         "shapes": {name: list(shape) for name, shape in shapes.items()},
         "sdk_version": sdk_version,
+        "settings": dict(settings or {}),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def engine_key(bundle: Bundle, graph: str, **parts: Any) -> str:
+    """What an engine depends on, as one name.
+
+    Args:
+        bundle: where the graph and its weights come from.
+        graph: the graph's name.
+        parts: everything else that :func:`key_parts` takes.
+
+    Returns:
+        64 hexadecimal digits, the same on every machine and in every process for the same values.
+
+    Raises:
+        BundleError: the bundle has no such graph.
+    """
+    return parts_key(key_parts(bundle, graph, **parts))

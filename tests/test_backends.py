@@ -198,9 +198,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_every_backend_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     infos = available_backends()
-    assert [info.name for info in infos] == ["openvino", "onnxruntime", "torch"]
-    assert all(info.available and info.devices and info.reason for info in infos)
-    for name in BACKENDS:
+    assert [info.name for info in infos] == ["openvino", "onnxruntime", "torch", "tensorrt"]
+    assert all(info.available and info.devices and info.reason for info in infos if info.name != "tensorrt")
+    assert all(bool(info.devices) == info.available and info.reason for info in infos)
+    for name in (*BACKENDS, "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     openvino._core.cache_clear()
     missing = available_backends()

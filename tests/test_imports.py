@@ -37,14 +37,14 @@ ALLOWED: dict[str, set[str]] = {
     "engines": BASE | {"bundle", "backends"},
     "training": BASE | {"media", "models"},
     "doctor": RUNTIME,
-    "benchmarks": API | {"doctor", "training"},
+    "benchmarks": API | {"doctor", "models", "training"},
     "serving": API,
     "cli": API | {"doctor", "models", "export", "engines", "training", "benchmarks", "serving"},
 }
 HEAVY = {"PIL", "cv2", "diffusers", "imageio_ffmpeg", "matplotlib", "onnx", "onnxruntime", "openvino", "safetensors"}
-HEAVY |= {"scipy", "tensorrt", "torch", "tqdm", "whisper"}
+HEAVY |= {"cuda", "scipy", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "torch", "tqdm", "whisper"}
 LIGHT = {"constants", "errors", "config", "bundle", "media", "backends", "pipeline", "motion", "driving", "session"}
-LIGHT |= {"clip", "animator", "doctor", "cli", "__init__"}
+LIGHT |= {"clip", "animator", "doctor", "cli", "engines", "__init__"}
 
 
 def modules() -> Iterator[tuple[str, str, Path]]:

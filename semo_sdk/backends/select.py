@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-from semo_sdk.backends import fake, onnxruntime, openvino, torch
+from semo_sdk.backends import fake, onnxruntime, openvino, tensorrt, torch
 from semo_sdk.backends.base import Engine, GraphSpec, graph_specs
 from semo_sdk.backends.info import BackendInfo, cuda_device_count
 from semo_sdk.bundle import Bundle
@@ -17,7 +17,9 @@ from semo_sdk.errors import BackendUnavailableError, ConfigError, EngineError
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[str, ModuleType] = {m.NAME: m for m in (openvino, onnxruntime, torch)}  # in order of preference
+BACKENDS: dict[str, ModuleType] = {m.NAME: m for m in (openvino, onnxruntime, torch, tensorrt)}
+# Of those that need no engines built first, the order of preference.
+PLAIN = (openvino.NAME, onnxruntime.NAME, torch.NAME)
 
 
 class EngineSet(Mapping[str, Engine]):
@@ -25,7 +27,7 @@ class EngineSet(Mapping[str, Engine]):
 
     Attributes:
         specs: the contract of each graph.
-        backend: "openvino", "onnxruntime", "torch" or "fake".
+        backend: "openvino", "onnxruntime", "torch", "tensorrt" or "fake".
         precision: arithmetic: "fp32", "bf16" or "fp16".
         reason: why this backend and precision were chosen.
     """
@@ -99,19 +101,23 @@ def load_engines(
     precision: str = "auto",
     graphs: Sequence[str] | None = None,
     threads: int | None = None,
+    engines: str | Path | None = None,
 ) -> EngineSet:
     """Opens a bundle for inference.
 
     Args:
         bundle: an open bundle, its folder, or the name of an embedded one.
-        backend: "openvino", "onnxruntime", "torch"; "fake" for tests; "auto" takes ONNX Runtime where it has an NVIDIA
-            GPU, else the first of openvino, onnxruntime, torch that works.
+        backend: "openvino", "onnxruntime", "torch", "tensorrt"; "fake" for tests; "auto" takes TensorRT where `semo
+            build` made engines for this very machine and bundle, else ONNX Runtime where it has an NVIDIA GPU, else
+            the first of openvino, onnxruntime, torch that works.
         precision: "fp32", "bf16", "fp16", or "auto" for the backend's best on this machine.
         graphs: names of the graphs wanted; all five by default. Graphs are opened at first use either way.
         threads: CPU threads for one launch; None = all cores.
+        engines: where `semo build` wrote TensorRT engines; by default the bundle's folder and the user's cache.
 
     Raises:
         BackendUnavailableError: the backend is not installed or cannot run here; the message names the extra.
+        EngineMismatchError: "tensorrt" was asked for and its engines were built for something else.
         ConfigError: unknown backend, precision or graph, or impossible ``threads``.
         BundleError: the bundle is damaged or lacks the graphs.
     """
@@ -122,15 +128,16 @@ def load_engines(
     if backend == "fake":
         return fake_engines(bundle.config, graphs=graphs)
     if backend == "auto":
-        backend, reason = _choose()
+        backend, reason = _choose(bundle, precision, engines)
     elif backend in BACKENDS:
         reason = "asked for"
     else:
         raise ConfigError(f"no backend {backend!r}; choose auto, {', '.join(BACKENDS)} or fake")
     module = BACKENDS[backend]
-    chosen: str = module.resolve_precision(precision, bundle)
+    where = {"folder": engines} if backend == tensorrt.NAME else {}
+    chosen: str = module.resolve_precision(precision, bundle, **where)
     reason += f"; {chosen} " + ("asked for" if precision == chosen else "is its best on this machine")
-    open_graph: Callable[[GraphSpec], Engine] = module.opener(bundle, chosen, threads)
+    open_graph: Callable[[GraphSpec], Engine] = module.opener(bundle, chosen, threads, **where)
     log.info("backend %s, precision %s (%s)", backend, chosen, reason)
     return EngineSet(specs, open_graph, backend=backend, precision=chosen, reason=reason)
 
@@ -146,12 +153,19 @@ def fake_engines(config: SemoConfig, *, seed: int = 0, graphs: Sequence[str] | N
     )
 
 
-def _choose() -> tuple[str, str]:
+def _choose(bundle: Bundle, precision: str, engines: str | Path | None) -> tuple[str, str]:
     misses: list[str] = []
+    if cuda_device_count() and tensorrt.probe().available:
+        try:
+            folder, manifest = tensorrt.find_engines(bundle, precision, engines)
+        except EngineError as error:
+            misses.append(f"tensorrt: {error}")
+        else:
+            return tensorrt.NAME, f"auto: engines for {manifest.device} are in {folder}"
     if cuda_device_count() and onnxruntime.probe().devices[:1] == ("CUDA",):
-        return onnxruntime.NAME, "auto: ONNX Runtime has an NVIDIA GPU"
-    for name, module in BACKENDS.items():
-        info = module.probe()
+        return onnxruntime.NAME, "; ".join(["auto: ONNX Runtime has an NVIDIA GPU", *misses])
+    for name in PLAIN:
+        info = BACKENDS[name].probe()
         if info.available:
             why = f"auto: first that works, {info.reason}"
             return name, "; ".join([why, *misses])

@@ -1,0 +1,153 @@
+"""Does an engine compute what ONNX Runtime computes in float32? And which precision is safe when it does not?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from semo_sdk.backends.base import Arrays, Engine, GraphSpec, graph_specs
+from semo_sdk.backends.engine_files import Attempt
+from semo_sdk.config import SemoConfig
+from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, SAMPLE_RATE
+from semo_sdk.engines.compile import Compiled
+from semo_sdk.engines.plan import SAFER
+from semo_sdk.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+# precision -> largest mean error: of floats relative to the root mean square of ONNX Runtime's output, of frames in
+# grey levels of 255. A wrong engine (outputs swapped, an overflow, a mask ignored) is off by 0.3 and more.
+MEAN_LIMITS = {"fp32": (1e-3, 0.05), "fp16": (2e-2, 1.0), "bf16": (6e-2, 3.0)}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs of every graph, and what ONNX Runtime makes of them in float32."""
+
+    feeds: Mapping[str, Arrays]
+    outputs: Mapping[str, Arrays]
+
+
+def make_samples(config: SemoConfig, engines: Mapping[str, Engine], batch: int = 1) -> Samples:
+    """A portrait and a voice through all graphs, so that each graph meets inputs of the right size and kind.
+
+    Args:
+        config: the model's config.
+        engines: trusted engines of all graphs.
+        batch: sessions in one launch.
+    """
+    generator = np.random.default_rng(0)
+    specs = graph_specs(config)
+    sizes = {"B": batch, "N": min(CHUNK_FRAMES, 2 * config.decoder.temporal_window)}
+    pool: Arrays = {}  # what graphs have made so far, by tensor name: inputs of those that follow
+    feeds: dict[str, Arrays] = {}
+    outputs: dict[str, Arrays] = {}
+    for name in ("reference", "motion_encoder", "audio", "motion", "render"):
+        feeds[name] = {}
+        for t in specs[name].inputs:
+            shape = tuple(sizes[d] if isinstance(d, str) else d for d in t.shape)
+            made = pool.get(t.name)
+            if made is None:
+                feeds[name][t.name] = _draw(t.name, shape, generator, config)
+            else:
+                feeds[name][t.name] = made[:, : sizes["N"]] if "N" in t.shape else made
+        outputs[name] = engines[name](feeds[name])
+        if name == "motion_encoder":
+            continue  # its motion is of other frames; the render graph gets the generator's
+        pool |= outputs[name]
+        if name == "reference":
+            pool["context"] = np.repeat(outputs[name]["reference_motion"], CONTEXT_FRAMES, axis=1)
+    return Samples(feeds, outputs)
+
+
+def _draw(name: str, shape: tuple[int, ...], generator: np.random.Generator, config: SemoConfig) -> np.ndarray:
+    if name in ("image", "frames"):  # blobs of colour: as smooth as a photo, and nothing like noise
+        coarse = generator.integers(20, 236, (*shape[:-3], 8, 8, 3), dtype=np.uint8)
+        return coarse.repeat(shape[-3] // 8, axis=-3).repeat(shape[-2] // 8, axis=-2)
+    if name == "pcm":  # a harmonic voice in syllables
+        t = np.arange(shape[-1]) / SAMPLE_RATE
+        voice = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 12)) * np.clip(np.sin(20 * t), 0, 1)
+        return np.broadcast_to((0.1 * voice).astype(np.float32), shape)
+    if name == "available":
+        return np.full(shape, CHUNK_FRAMES, np.int64)
+    if name == "guidance":
+        return np.full(shape, config.generator.guidance, np.float32)
+    return generator.standard_normal(shape, np.float32)
+
+
+def compare(spec: GraphSpec, precision: str, expected: Arrays, found: Arrays) -> Attempt:
+    """Whether every output is finite and close enough for ``precision``."""
+    worst, passed = [], True
+    for t in spec.outputs:
+        a, b = expected[t.name].astype(np.float64), found[t.name].astype(np.float64)
+        is_frames = t.dtype == "uint8"
+        limit = MEAN_LIMITS[precision][is_frames]
+        unit = " grey levels" if is_frames else ""
+        if a.shape != b.shape:
+            passed = False
+            worst.append(f"{t.name}: shape {b.shape} instead of {a.shape}")
+            continue
+        bad = b.size - int(np.isfinite(b).sum())
+        if bad:
+            passed = False
+            worst.append(f"{t.name}: {bad} of {b.size} numbers are NaN or infinite")
+            continue
+        scale = 1.0 if is_frames else float(np.sqrt(np.mean(a**2))) or 1.0
+        error = float(np.abs(a - b).mean()) / scale
+        passed &= error <= limit
+        worst.append(f"{t.name}: mean error {error:.2g}{unit} (limit {limit:g})")
+    return Attempt(precision=precision, passed=passed, detail="; ".join(worst))
+
+
+def build_safely(
+    spec: GraphSpec,
+    precision: str,
+    build: Callable[[str], Compiled],
+    open_engine: Callable[[bytes], Engine] | None,
+    samples: Samples | None,
+) -> tuple[Compiled, str, tuple[Attempt, ...]]:
+    """Builds a graph, checks its numbers, and builds it again in a safer precision while they are off.
+
+    Args:
+        spec: the graph.
+        precision: to begin with.
+        build: makes an engine in a precision.
+        open_engine: runs a serialised engine; None on a machine that cannot (the numbers are then not checked, and
+            the attempt says so).
+        samples: inputs and trusted outputs; needed with ``open_engine``.
+
+    Returns:
+        The engine, its precision, and all attempts.
+
+    Raises:
+        EngineError: the network has another precision than asked for, or the numbers are off in float32 too.
+    """
+    attempts: list[Attempt] = []
+    while True:
+        compiled = build(precision)
+        if compiled.arithmetic and compiled.precision != precision:
+            raise EngineError(f"graph {spec.name!r} was asked for in {precision} and came out in {compiled.precision}")
+        if open_engine is None or samples is None:
+            detail = "names, types and shapes checked; numbers not: there is no GPU for it here"
+            return compiled, precision, (*attempts, Attempt(precision=precision, passed=True, detail=detail))
+        engine = open_engine(compiled.data)
+        try:
+            found = engine(samples.feeds[spec.name])
+        finally:
+            engine.close()
+        attempts.append(compare(spec, precision, samples.outputs[spec.name], found))
+        if attempts[-1].passed:
+            return compiled, precision, tuple(attempts)
+        if precision not in SAFER:
+            story = "; ".join(f"{a.precision}: {a.detail}" for a in attempts)
+            raise EngineError(
+                f"graph {spec.name!r}: the engine's numbers differ from ONNX Runtime's in every precision ({story}). "
+                "Nothing was written; use backend='onnxruntime' and report this with the versions of semo doctor"
+            )
+        log.warning(
+            "graph %s in %s is off (%s): building it in %s", spec.name, precision, attempts[-1].detail, SAFER[precision]
+        )
+        precision = SAFER[precision]
