@@ -22,6 +22,7 @@ import typer
 
 from semo_sdk.cli.build import build
 from semo_sdk.cli.outcome import PASS_THROUGH, delegate, need, outcome
+from semo_sdk.cli.serve import register as register_serve
 from semo_sdk.cli.training import data_app, train_app
 from semo_sdk.constants import FPS
 from semo_sdk.errors import ConfigError
@@ -42,6 +43,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure speed and lip sync."
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+register_serve(app)
 app.command()(build)
 
 Photo = Annotated[Path, typer.Argument(help="photo of a face: jpg, png, webp...", show_default=False)]

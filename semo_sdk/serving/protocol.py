@@ -1,0 +1,113 @@
+"""What travels over ``WS /v1/live``, shared by server and client.
+
+The client sends one text message ``session.start``, then binary messages of PCM16 (little endian, mono, at the rate
+that it named) and text messages. The server sends text events and binary frames.
+
+Client events: ``session.start``, ``speech.end``, ``interrupt``, ``listen``, ``session.end``.
+
+Server events: ``session.started``, ``state`` (speaking, listening, idle), ``speech.done`` and ``speech.interrupted``
+(with the playback position), ``error``, ``server.draining``, ``session.closed``.
+
+A binary frame, little endian::
+
+    version  uint8      1
+    flags    uint8      bit 0: speech is in it
+    samples  uint16     n = 640: 40 ms at 16 kHz
+    index    uint32     number of the frame since the session began; shown at index / 25 seconds
+    audio    n x int16  exactly the sound of this frame
+    picture  the rest   JPEG, 256 x 256
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from semo_sdk.constants import SAMPLE_RATE
+from semo_sdk.serving.speech import Event, Frame, Interrupted, SpeechDone, StateChanged
+
+__all__ = ["CLIENT_EVENTS", "Start", "event_message", "pack_frame", "unpack_frame"]
+
+VERSION = 1
+HEADER = struct.Struct("<BBHI")
+SPEAKING = 1
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Start(Message):
+    """The first message of a live session."""
+
+    type: Literal["session.start"]
+    portrait_id: str = Field("default", max_length=64)
+    sample_rate: int = Field(SAMPLE_RATE, ge=8_000, le=48_000, description="of the PCM16 that follows, in Hz")
+    latency: Literal["quality", "balanced", "low"] | None = None
+    seed: int = Field(0, ge=0, le=2**64 - 1)
+    expressiveness: float | None = Field(None, ge=0, le=10)
+    jpeg_quality: int = Field(85, ge=30, le=95)
+
+
+class SpeechEnd(Message):
+    """The utterance ends here."""
+
+    type: Literal["speech.end"]
+
+
+class Interrupt(Message):
+    """Forget all speech and all frames."""
+
+    type: Literal["interrupt"]
+
+
+class Listen(Message):
+    """Somebody speaks to the portrait, or stopped."""
+
+    type: Literal["listen"]
+    on: bool = True
+
+
+class SessionEnd(Message):
+    """Goodbye."""
+
+    type: Literal["session.end"]
+
+
+ClientEvent = Annotated[Start | SpeechEnd | Interrupt | Listen | SessionEnd, Field(discriminator="type")]
+CLIENT_EVENTS: TypeAdapter[ClientEvent] = TypeAdapter(ClientEvent)
+
+
+def event_message(event: Event) -> dict[str, Any]:
+    """A session's event as JSON."""
+    match event:
+        case StateChanged():
+            return {"type": "state", "state": event.state, "position": event.position}
+        case SpeechDone() | Interrupted():
+            kind = "speech.done" if isinstance(event, SpeechDone) else "speech.interrupted"
+            return {"type": kind, "utterance": event.utterance, "position": event.position, "played": event.played}
+
+
+def pack_frame(frame: Frame, jpeg: bytes) -> bytes:
+    """A frame as a binary message."""
+    pcm = np.clip(np.rint(frame.audio * 32768), -32768, 32767).astype("<i2")
+    return HEADER.pack(VERSION, SPEAKING if frame.speaking else 0, len(pcm), frame.index) + pcm.tobytes() + jpeg
+
+
+def unpack_frame(message: bytes) -> tuple[int, bool, np.ndarray, bytes]:
+    """Number of the frame, whether it speaks, its (640,) int16 sound at 16 kHz, and its JPEG.
+
+    Raises:
+        ValueError: not a frame of this version.
+    """
+    if len(message) < HEADER.size:
+        raise ValueError("not a frame: too short")
+    version, flags, samples, index = HEADER.unpack_from(message)
+    end = HEADER.size + 2 * samples
+    if version != VERSION or len(message) < end:
+        raise ValueError(f"not a frame of version {VERSION}")
+    pcm = np.frombuffer(message, "<i2", samples, HEADER.size).astype(np.int16)
+    return index, bool(flags & SPEAKING), pcm, message[end:]
