@@ -147,13 +147,14 @@ class Client:
         from websockets.sync.client import connect
 
         url = "ws" + self._url.removeprefix("http") + "/v1/live"
-        try:
-            socket = connect(url, additional_headers=self._headers, max_size=2**22)
-        except InvalidStatus as refused:
-            answer = refused.response
-            raise_problem(answer.status_code, bytes(answer.body or b""), answer.headers.get("Retry-After"))
         start = {"type": "session.start", "portrait_id": portrait_id, "sample_rate": sample_rate, **settings}
-        return Live(socket, start)
+        with ExitStack() as stack:
+            try:
+                socket = stack.enter_context(connect(url, additional_headers=self._headers, max_size=2**22))
+            except InvalidStatus as refused:
+                answer = refused.response
+                raise_problem(answer.status_code, bytes(answer.body or b""), answer.headers.get("Retry-After"))
+            return Live(socket, start, stack.pop_all())
 
     def request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         """Any request.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -69,12 +70,16 @@ class LiveEvent:
 class Live:
     """A live session: push speech, iterate over frames and events. One thread may push while another iterates."""
 
-    def __init__(self, socket: ClientConnection, start: dict[str, Any]) -> None:
-        self._socket = socket
-        self._say(**start)
-        first = self._receive()
+    def __init__(self, socket: ClientConnection, start: dict[str, Any], stack: ExitStack) -> None:
+        self._socket, self._stack = socket, stack
+        try:
+            self._say(**start)
+            first = self._receive()
+        except BaseException:
+            self.close()
+            raise
         if not isinstance(first, LiveEvent) or first.type != "session.started":
-            self._socket.close()
+            self.close()
             raise ServerError("the server did not start the session", "no_session")
         self.started = first.data
 
@@ -107,7 +112,7 @@ class Live:
 
     def close(self) -> None:
         """Ends the session; calling it twice is fine."""
-        self._socket.close()
+        self._stack.close()
 
     def __enter__(self) -> Live:
         return self

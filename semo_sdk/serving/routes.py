@@ -139,7 +139,8 @@ def videos_router(service: Service) -> APIRouter:
 
         return StreamingResponse(changes(), media_type="text/event-stream")
 
-    @router.api_route("/{video_id}/content", methods=["GET", "HEAD"], response_class=FileResponse)
+    @router.head("/{video_id}/content", include_in_schema=False)
+    @router.get("/{video_id}/content", response_class=FileResponse)
     def video_content(video_id: str, who: Owner) -> FileResponse:
         """The MP4 of a completed job; ranges are served."""
         path = videos.content(video_id, who)
