@@ -130,6 +130,12 @@ def test_a_fixed_size_where_a_dynamic_one_belongs_is_a_mismatch() -> None:
     for wrong in (replace(right[0], shape=(1, -1, 3)), replace(right[0], is_input=False), replace(right[0], name="x")):
         with pytest.raises(EngineMismatchError, match="frames"):
             check_io(SPEC, [wrong, *right[1:]], "it")
+    four = replace(SPEC, axes={**SPEC.axes, "N": Axis(4, 4, 4)})
+    fixed = [replace(t, shape=(-1, 4, 3)) if len(t.shape) == 3 else t for t in right]
+    check_io(four, fixed, "it")
+    check_io(four, right, "it")
+    with pytest.raises(EngineMismatchError, match="frames"):
+        check_io(four, [replace(right[0], shape=(-1, 5, 3)), *right[1:]], "it")
 
 
 def test_rtx_kernels_are_kept_for_the_next_start(trt: FakeTensorRt, tmp_path: Path) -> None:

@@ -170,6 +170,8 @@ def network_io(network: Any) -> list[IoTensor]:
 def check_io(spec: GraphSpec, found: Iterable[IoTensor], where: str) -> None:
     """Compares names, dtypes and shapes with the graph's contract: nothing more, nothing less.
 
+    A dynamic axis that has only one size may be fixed to it.
+
     Raises:
         EngineMismatchError: names every tensor that differs.
     """
@@ -178,7 +180,16 @@ def check_io(spec: GraphSpec, found: Iterable[IoTensor], where: str) -> None:
         for tensors, is_input in ((spec.inputs, True), (spec.outputs, False))
         for t in tensors
     }
-    given = {(t.name, t.is_input): (t.dtype, t.shape) for t in found}
+    only = {
+        (t.name, i): spec.axes[d].min
+        for t in (*spec.inputs, *spec.outputs)
+        for i, d in enumerate(t.shape)
+        if isinstance(d, str) and spec.axes[d].min == spec.axes[d].max
+    }
+    given = {
+        (t.name, t.is_input): (t.dtype, tuple(-1 if only.get((t.name, i)) == d else d for i, d in enumerate(t.shape)))
+        for t in found
+    }
     problems = []
     for key in sorted(expected.keys() | given.keys()):
         if expected.get(key) != given.get(key):
