@@ -39,7 +39,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 other failure, 2 usage or setting, 3 bad photo / speech / video, "
     "4 bundle or checkpoint, 5 backend, engine or export, 6 missing package, 130 interrupted.",
 )
-bench_app = typer.Typer(no_args_is_help=True, help="Measure speed and lip sync.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, lip sync and quality.")
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
@@ -217,6 +217,13 @@ def bench_lipsync(context: typer.Context) -> None:
     """Mouth opening of generated videos against real ones of the same speech."""
     with outcome():
         delegate("semo_sdk.benchmarks.lipsync", context)
+
+
+@bench_app.command("quality", context_settings=PASS_THROUGH, add_help_option=False)
+def bench_quality(context: typer.Context) -> None:
+    """Reconstruction, audio-driven generation, long runs, silence, with baselines: JSON and a page."""
+    with outcome():
+        delegate("semo_sdk.benchmarks.quality", context)
 
 
 @app.command()
