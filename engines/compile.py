@@ -80,8 +80,8 @@ def compile_graph(
     if bar is not None:
         watcher = config.progress_monitor = monitor(trt, bar)
     data = builder.build_serialized_network(network, config)
-    if watcher is not None and watcher.interrupted:
-        raise KeyboardInterrupt
+    if watcher is not None and watcher.stopped_by is not None:
+        raise watcher.stopped_by
     if data is None:
         raise EngineError(f"{flavour.title} {flavour.version} cannot build graph {name!r}: {messages.last}")
     if timings is not None:

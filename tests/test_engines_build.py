@@ -126,6 +126,19 @@ def test_an_unknown_compute_capability_is_refused(toy: Bundle, rtx: Flavour) -> 
         compile_graph(rtx, wanted, *graph_bytes(toy, "audio", "fp16"))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_timings_are_kept_for_the_next_build(toy: Bundle, rtx: Flavour, tmp_path: Path) -> None:
+    """What classic TensorRT is told, said to TensorRT-RTX, whose timing cache does nothing but answer."""
+    classic, timings = replace(rtx, name="tensorrt"), tmp_path / "timing.cache"
+    wanted = replace(plan(toy, rtx, "audio"), compute_capabilities=(), optimization_level=2)
+    for known in (None, b"of another GPU", timings):
+        if isinstance(known, bytes):
+            timings.write_bytes(known)
+        made = compile_graph(classic, wanted, *graph_bytes(toy, "audio", "fp16"), timing_cache=timings)
+        assert made.precision == "fp16" and timings.stat().st_size > len(b"of another GPU")
+    assert [p.name for p in tmp_path.iterdir()] == ["timing.cache"]
+
+
 class Bar:
     """A tqdm bar that counts, and is interrupted after some steps."""
 
@@ -190,6 +203,7 @@ def test_bfloat16_graphs_compute_the_same(tiny_bundle: Path, tmp_path: Path) -> 
     specs = graph_specs(bundle.config)
     exact = {n: OnnxRuntimeEngine(s, bundle.graph_path(n, "fp32"), threads=1) for n, s in specs.items()}
     samples = make_samples(bundle.config, exact)
+    (tmp_path / bundle.weights_path.name).hardlink_to(bundle.weights_path)
     for name in ("reference", "motion_encoder", "motion", "render"):
         model = onnx.load_from_string(graph_bytes(bundle, name, "bf16")[0])
         types = {t.data_type for t in model.graph.initializer} | {
@@ -197,8 +211,6 @@ def test_bfloat16_graphs_compute_the_same(tiny_bundle: Path, tmp_path: Path) -> 
         }
         assert onnx.TensorProto.BFLOAT16 in types
         path = tmp_path / f"{name}.onnx"
-        (tmp_path / bundle.weights_path.name).unlink(missing_ok=True)
-        (tmp_path / bundle.weights_path.name).hardlink_to(bundle.weights_path)
         onnx.save(model, path)
         core = openvino.Core()
         run = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
