@@ -29,6 +29,7 @@ __all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
 
+CLOSED = "the server is shutting down"
 POLL_SECONDS = 0.02  # how often sessions are asked whether time alone made them want a pass
 PATIENCE_SECONDS = 1.0  # a recording gets a pass after this long, however busy the live sessions are
 FAILURES = 3  # passes in a row that failed for everybody: the engine is broken
@@ -141,7 +142,8 @@ class Engine:
         begin = state.check(self.graphs.config) if state else self._begin(reference, latency, seed, expressiveness)
         self.check(begin.latency)
         with self._turn:
-            self._check_running()
+            if self._closing:
+                raise EngineError(CLOSED)
             if not self.capacity.fits((session.hop for session in self._live), begin.hop):
                 self._observer.refused()
                 retry = self.capacity.retry_after(len(self._live))
@@ -184,8 +186,9 @@ class Engine:
         begin = self._begin(reference, latency, seed, expressiveness).push(pcm)
         self.check(begin.latency)
         with self._turn:
-            self._check_running()
-            recording = Recording(reference, begin, turn=self._turn, left=self._recordings_left)
+            if self._closing:
+                raise EngineError(CLOSED)
+            recording = Recording(reference, begin, turn=self._turn, left=self._recordings.remove)
             self._recordings.append(recording)
             self._turn.notify_all()
         return recording
@@ -218,7 +221,7 @@ class Engine:
         with self._turn:
             self._closing = True
             for participant in self._everybody():
-                participant.fail(EngineError("the server is shutting down"))
+                participant.fail(EngineError(CLOSED))
             self._turn.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
@@ -252,18 +255,15 @@ class Engine:
             except Exception as error:  # a defect; whoever waits must not wait for ever
                 log.exception("the engine's thread failed")
                 self._launcher.failures = FAILURES
-                self._fail_all(EngineError(f"internal error of the engine ({type(error).__name__})"))
+                with self._turn:
+                    for participant in self._everybody():
+                        participant.fail(EngineError(f"internal error of the engine ({type(error).__name__})"))
             with self._turn:
                 if not self._closing:
-                    self._turn.wait(POLL_SECONDS if self._live else None)
+                    self._turn.wait(POLL_SECONDS if self._everybody() else None)
 
     def _everybody(self) -> list[LiveSession | Recording]:
         return [*self._live, *self._recordings]
-
-    def _fail_all(self, error: EngineError) -> None:
-        with self._turn:
-            for participant in self._everybody():
-                participant.fail(error)
 
     def _choose(self, now: float) -> Sequence[LiveSession | Recording]:
         """Who gets the next pass: one hop, most urgent first; recordings when the live sessions can spare the time."""
@@ -288,21 +288,11 @@ class Engine:
         return chosen
 
     def _begin(self, reference: Reference, latency: str | None, seed: int, expressiveness: float | None) -> StreamState:
+        name = latency or self.latencies[0]
         return StreamState.start(
-            self.graphs.config,
-            reference.motion[0],
-            latency=latency or self.latencies[0],
-            seed=seed,
-            guidance=expressiveness,
+            self.graphs.config, reference.motion[0], latency=name, seed=seed, guidance=expressiveness
         )
-
-    def _check_running(self) -> None:
-        if self._closing:
-            raise EngineError("the server is shutting down")
 
     def _left(self, session: LiveSession) -> None:
         self._live.remove(session)
         self.capacity.left(self._clock() - session.opened)
-
-    def _recordings_left(self, recording: Recording) -> None:
-        self._recordings.remove(recording)
