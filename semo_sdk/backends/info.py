@@ -16,7 +16,7 @@ class BackendInfo:
     """Whether one backend can run here.
 
     Attributes:
-        name: "openvino", "onnxruntime" or "torch".
+        name: "openvino", "onnxruntime", "torch" or "tensorrt".
         available: it is installed and has a device.
         reason: version and arithmetic when available, else what is missing and which extra brings it.
         devices: what it can run on.

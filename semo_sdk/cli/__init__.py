@@ -49,7 +49,7 @@ app.command()(build)
 Photo = Annotated[Path, typer.Argument(help="photo of a face: jpg, png, webp...", show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="the MP4 to write")]
 BundleName = Annotated[str, typer.Option("--bundle", "-b", help="bundle folder, or an embedded bundle's name")]
-Backend = Annotated[str, typer.Option(help="auto, openvino, onnxruntime or torch")]
+Backend = Annotated[str, typer.Option(help="auto, openvino, onnxruntime, torch or tensorrt")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")]
 FaceIndex = Annotated[int | None, typer.Option(help="which face, when the photo has several: 0 is the largest")]
 PasteBack = Annotated[bool, typer.Option("--paste-back", help="put the face back into the full photo")]
