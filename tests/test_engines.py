@@ -276,6 +276,24 @@ def test_auto_takes_engines_of_this_machine_and_says_why(
         load_engines(bundle, "tensorrt", engines=tmp_path / "nowhere")
 
 
+def test_engines_lie_in_the_users_cache_unless_told_otherwise(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(bundle, monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    other = toy_bundle(tmp_path / "other", TINY.model_copy(update={"name": "other"}))
+    report = build_engines(bundle, max_sessions=2)
+    assert report.folder.parent == tmp_path / "semo-sdk" / "engines"
+    assert tensorrt.find_engines(bundle) == (report.folder, report.manifest)
+    with pytest.raises(BackendUnavailableError, match="no engines were built for bundle 'other'"):
+        tensorrt.find_engines(other)
+    small = build_engines(bundle, max_sessions=1)
+    assert tensorrt.find_engines(bundle)[0] == report.folder != small.folder, "more sessions first"
+    monkeypatch.setattr(tensorrt, "gpu", lambda: None)
+    with pytest.raises(EngineMismatchError, match=r"here is none.*1 older sets do not fit either"):
+        tensorrt.find_engines(bundle)
+
+
 def test_only_bytes_of_the_manifest_are_loaded(built: BuildReport) -> None:
     engine = built.manifest.engines["audio"]
     assert tensorrt.read_plan(built.folder, engine) == b"audio fp16"

@@ -15,7 +15,7 @@ import numpy as np
 
 from semo_sdk.backends.base import Arrays, GraphSpec, graph_specs
 from semo_sdk.backends.cuda_memory import CudaMemory, find_memory
-from semo_sdk.backends.engine_files import EngineFile, EngineManifest, engine_sets, verify
+from semo_sdk.backends.engine_files import EngineFile, EngineManifest, engine_sets, read_manifest, verify
 from semo_sdk.backends.info import BackendInfo, check_precision
 from semo_sdk.backends.tensorrt_api import Flavour, check_io, engine_io, gpu, installed_flavours, logger
 from semo_sdk.bundle import Bundle
@@ -180,12 +180,14 @@ def find_engines(
         BackendUnavailableError: no engines at all.
         EngineMismatchError: engines were built, but none for this machine and bundle; the message says what differs.
     """
-    candidates = engine_sets(bundle, folder)
+    candidates = sorted(engine_sets(bundle, folder), key=lambda path: path.stat().st_mtime, reverse=True)
     flavours, device = installed_flavours(), gpu()
     found: list[tuple[Path, EngineManifest]] = []
     misses = []
     for path in candidates:
         try:
+            if folder is None and read_manifest(path).bundle != bundle.name:
+                continue  # the user's cache holds engines of any bundle
             manifest = verify(path, bundle, flavours=flavours, gpu=device, graphs=graph_specs(bundle.config))
         except EngineMismatchError as error:
             misses.append(str(error))
@@ -195,9 +197,10 @@ def find_engines(
         else:
             misses.append(f"engines in {path} have precision {manifest.precision}, not {precision}")
     if found:
-        return max(found, key=lambda item: (bool(item[1].device.gpu), item[1].max_sessions, item[0].stat().st_mtime))
+        return max(found, key=lambda item: (bool(item[1].device.gpu), item[1].max_sessions))
     if misses:
-        raise EngineMismatchError("; ".join(misses))
+        more = f" ({len(misses) - 1} older sets do not fit either)" if len(misses) > 1 else ""
+        raise EngineMismatchError(misses[0] + more)
     raise BackendUnavailableError(
         f"no engines were built for bundle {bundle.name!r}: semo build {bundle.path} (looked in "
         f"{folder if folder is not None else 'the bundle and the user cache'})"
