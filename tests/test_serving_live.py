@@ -229,9 +229,10 @@ def test_clients_that_vanish_or_do_not_read_harm_nobody(running: Running) -> Non
         vanishing.socket.shutdown(socket.SHUT_RDWR)
         indices = [item.index for item, _ in zip(good, range(100), strict=False) if isinstance(item, LiveFrame)]
         assert indices == list(range(len(indices))) and len(indices) > 90
-        wait_for(lambda: running.service.engine.sessions <= 2)
-        unread.close_timeout = 0.1
-        unread.close()
+        for _ in zip(good, range(2_000), strict=False):
+            if running.service.engine.sessions == 1:
+                break
+        assert running.service.engine.sessions == 1  # both are gone: one left, the other was given up
 
 
 def test_a_session_that_fails_says_so_and_the_next_one_works(running: Running) -> None:
