@@ -2,7 +2,8 @@
 
     python -m semo_sdk.benchmarks.report README.md benchmarks/results/*.json
 
-replaces what stands between ``<!-- latency -->`` and ``<!-- end latency -->`` in the README; ``lipsync`` too.
+replaces what stands between ``<!-- latency -->`` and ``<!-- end latency -->`` in the README; ``lipsync`` and
+``quality`` too.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ def update_readme(readme: str, results: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         ValueError: a result's markers are not in the text.
     """
-    from semo_sdk.benchmarks import latency, lipsync
+    from semo_sdk.benchmarks import latency, lipsync, quality_tables
 
-    writers = {"latency": latency.markdown, "lipsync": lipsync.markdown}
+    writers = {"latency": latency.markdown, "lipsync": lipsync.markdown, "quality": quality_tables.readme}
     for result in results:
         name = result["benchmark"]
         begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"

@@ -206,7 +206,11 @@ def folders(photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root
 
 
-def test_a_small_run_from_folders_to_a_page(folders: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_small_run_from_folders_to_a_page(
+    folders: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WINDOW": 2, "SPEECH": 1.0, "SILENCE": 2.0}.items():
+        monkeypatch.setattr(endurance, name, value)
     page = tmp_path / "quality.html"
     result = quality.run(
         folders / "clips",
@@ -214,7 +218,7 @@ def test_a_small_run_from_folders_to_a_page(folders: Path, tiny_bundle: Path, tm
         bundle=str(tiny_bundle),
         precision="fp32",
         count=2,
-        seconds=10,
+        seconds=4,
         out=page,
         videos=1,
         distances=(Difference,),
@@ -229,10 +233,10 @@ def test_a_small_run_from_folders_to_a_page(folders: Path, tiny_bundle: Path, tm
     sets = result["generation"]["held_out_clips"]
     assert set(sets) == {"portraits", "same_person", "puppet"} and sets["portraits"]["clips"] == 2
     assert sets["same_person"]["summary"]["psnr"]["mean"] > 5
-    assert len(result["long_run"]["windows"]) == 1 and len(result["silence"]["series"]) == 400
+    assert len(result["long_run"]["windows"]) == 2 and len(result["silence"]["series"]) == 75
     assert result["metrics"]["difference"]["status"] == "computed"
     assert result["metrics"]["sync"]["status"].startswith("not computed")
-    assert len(result["targets"]) == 9
+    assert len(result["targets"]) == 10 and "| aim |" in quality_tables.readme(result)
 
     text = page.read_text(encoding="utf-8")
     videos = sorted(tmp_path.glob("quality_files/*.mp4"))
