@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from PIL import Image
 
@@ -133,3 +134,9 @@ def png(width: int, height: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), "grey").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    assert set(answer.json()) == {"error"} and answer.json()["error"].keys() == {"message", "type", "param", "code"}
+    error: dict[str, Any] = answer.json()["error"]
+    return error
