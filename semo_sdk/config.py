@@ -20,6 +20,8 @@ FORMAT_VERSION: Literal[1] = 1
 # latent channels, downsampling factor
 VAE_SHAPES: dict[str, tuple[int, int]] = {"sd": (4, 8), "taef2": (32, 8), "patch": (192, 8)}
 
+PAINT_SCALE = 2  # the warp head's paint has this many cells on a side of one cell of its warp
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +56,8 @@ class DecoderConfig(Strict):
         True, description="reference tokens see only the reference: their keys and values are computed once"
     )
     warp_layers: int = Field(0, ge=0, description="blocks of the head that predicts the warp field")
-    warp_size: int = Field(64, description="side of the predicted warp field, in cells")
+    warp_channels: int = Field(48, ge=4, multiple_of=4, description="channels of the network that makes its maps")
+    warp_levers: int = Field(16, ge=1, description="numbers read from the motion that the reference's maps answer to")
     refine_channels: int = Field(0, ge=0, description="channels of the convolutional output stage; 0 = linear (paper)")
     steps: int = Field(4, ge=1, le=50, description="Euler steps in the exported render graph")
 
@@ -114,6 +117,11 @@ class SemoConfig(Strict):
         return IMAGE_SIZE // VAE_SHAPES[self.vae][1]
 
     @property
+    def warp_size(self) -> int:
+        """Cells on a side of the warp field and its maps: a quarter of the image's pixels."""
+        return 2 * self.latent_size
+
+    @property
     def grid(self) -> int:
         """Transformer tokens on a side of the image."""
         return self.latent_size // self.patch
@@ -122,6 +130,11 @@ class SemoConfig(Strict):
     def motion_dim(self) -> int:
         """Numbers in one frame's motion: tokens x width, flattened."""
         return self.motion_tokens * self.motion_width
+
+    @property
+    def map_shape(self) -> tuple[int, int, int, int]:
+        """The warp head's maps of a reference: levers, channels (offsets; colours and opacity of the paint), cells."""
+        return self.decoder.warp_levers, 2 + 4 * PAINT_SCALE**2, self.warp_size, self.warp_size
 
     @property
     def needs_noise(self) -> bool:
@@ -135,8 +148,6 @@ class SemoConfig(Strict):
                 raise ValueError(f"hidden {part.hidden} is not a multiple of heads {part.heads}")
         if self.latent_size % self.patch:
             raise ValueError(f"patch {self.patch} does not divide the latent size {self.latent_size}")
-        if self.decoder.warp_size % self.grid:
-            raise ValueError(f"warp_size {self.decoder.warp_size} is not a multiple of the token grid {self.grid}")
         return self
 
 

@@ -25,24 +25,14 @@ from semo_sdk.export.weights import stored_tensors
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
 from semo_sdk.models.graphs import graph_modules
 from semo_sdk.models.semo import SemoModel
-from tests.conftest import TINY
+from tests.conftest import TINY, random_model
 
 Exported = tuple[Path, ParityReport]
 
 
-def random_model() -> SemoModel:
-    """TINY with random weights, also where training starts from zero: every layer takes part."""
-    torch.manual_seed(0)
-    model = SemoModel(TINY).eval()
-    for parameter in model.parameters():
-        if not parameter.any():
-            parameter.data = torch.randn_like(parameter) * 0.02
-    return model
-
-
 @pytest.fixture(scope="module")
 def model() -> SemoModel:
-    return random_model()
+    return random_model(TINY)
 
 
 def test_photo_that_goes_around_the_network_arrives_the_same(model: SemoModel) -> None:
@@ -50,9 +40,9 @@ def test_photo_that_goes_around_the_network_arrives_the_same(model: SemoModel) -
     small = torch.rand(2, 3, 16, 16, generator=generator) * 255
     image = torch.nn.functional.interpolate(small, size=256, mode="bilinear").byte().permute(0, 2, 3, 1)
     with torch.no_grad():
-        latents, motion, cache, appearance = graph_modules(model)["reference"](image)
+        latents, motion, *rest = graph_modules(model)["reference"](image)
         moved = motion + torch.randn(2, 4, TINY.motion_dim, generator=generator) * 0.5
-        inputs = (None, latents, motion, cache, appearance, moved)
+        inputs = (None, latents, motion, *rest, moved)
         around = model.render_frames(*inputs, steps=1)
         through = model.to_frames(model.render(*inputs, steps=1))
     assert around.shape == (2, 4, 256, 256, 3)
@@ -215,7 +205,7 @@ def test_failed_parity_leaves_a_report_and_no_bundle(model: SemoModel, tmp_path:
 
 @pytest.mark.usefixtures("without_graphs")
 def test_weights_that_overflow_are_named(tmp_path: Path) -> None:
-    model = random_model()
+    model = random_model(TINY)
     model.generator.out.bias.data[0] = 1e6
     with pytest.raises(ExportError, match=r"generator\.out\.bias is not finite in fp16.*weights_dtype='fp32'"):
         export_bundle(model, tmp_path / "b")
@@ -236,7 +226,7 @@ def test_weights_that_overflow_are_named(tmp_path: Path) -> None:
 )
 def test_impossible_wishes_are_refused(wish: dict, error: type[Exception], tmp_path: Path) -> None:
     with pytest.raises(error):
-        export_bundle(**{"checkpoint": random_model(), "out": tmp_path / "b", **wish})
+        export_bundle(**{"checkpoint": random_model(TINY), "out": tmp_path / "b", **wish})
     assert not list(tmp_path.iterdir())
 
 

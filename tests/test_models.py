@@ -17,7 +17,7 @@ from semo_sdk.models.graphs import graph_modules
 from semo_sdk.models.motion_encoder import drop_patches
 from semo_sdk.models.motion_generator import align_features
 from semo_sdk.models.semo import SemoModel
-from semo_sdk.models.vae import PatchVae, TinyVae, warp
+from semo_sdk.models.vae import PatchVae, TinyVae
 from semo_sdk.models.whisper import LogMel, WhisperEncoder, load_whisper, mel_filterbank
 
 
@@ -85,14 +85,6 @@ def test_patch_vae_is_lossless_and_orthonormal() -> None:
     assert latents.shape == (2, 192, 32, 32)
     torch.testing.assert_close(vae.decode(latents), image, atol=1e-5, rtol=0)
     torch.testing.assert_close(latents.square().sum(), image.square().sum(), rtol=1e-4, atol=0)
-
-
-def test_warp_moves_the_image_against_the_offsets() -> None:
-    image = torch.rand(1, 3, 256, 256)
-    shift = torch.zeros(1, 2, 64, 64)
-    torch.testing.assert_close(warp(image, shift), image, atol=1e-4, rtol=0)
-    shift[:, 0] = 10 / 128  # every pixel is fetched 10 px further right
-    torch.testing.assert_close(warp(image, shift)[..., :-10], image[..., 10:], atol=1e-3, rtol=0)
 
 
 def test_float32_constants_survive_half_precision() -> None:
@@ -176,15 +168,6 @@ def test_every_prior_renders_with_and_without_cache(prior: str, cache: bool) -> 
         inputs = [torch.randn(1, 2, 192, 32, 32), *reference, torch.randn(1, 2, 512)]
         assert len(inputs) == len(spec.inputs)
         assert graphs["render"](*inputs)[0].shape == (1, 2, 256, 256, 3)
-
-
-def test_an_untrained_warp_model_shows_the_portrait() -> None:
-    torch.manual_seed(0)
-    model = SemoModel(small()).eval()
-    image = torch.randint(0, 255, (1, 256, 256, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        frames = graph_modules(model)["render"](*graph_modules(model)["reference"](image), torch.randn(1, 4, 512))[0]
-    assert (frames[0].int() - image.int()).abs().max() <= 1
 
 
 # --- motion generator ---------------------------------------------------------------------------------------------

@@ -11,12 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from semo_sdk.config import AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
-from semo_sdk.errors import CheckpointError, InputError
-from semo_sdk.models.checkpoint import load_checkpoint
+from semo_sdk.constants import SAMPLES_PER_FRAME, WINDOW_SAMPLES
+from semo_sdk.errors import CheckpointError, ConfigError, InputError
+from semo_sdk.media.audio import load_audio
+from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
 from semo_sdk.models.whisper import WhisperEncoder
+from semo_sdk.pipeline.features import extend_window
 from semo_sdk.training import autoencoder, generator, motion_data, teacher
-from semo_sdk.training.data import PuppetData, offsets_from, prefetch, source_points
+from semo_sdk.training.data import PuppetData, offsets_from, open_mouth, read_ahead, source_points, turn_back
 from semo_sdk.training.loop import LoopConfig
+from semo_sdk.training.puppet_dataset import motion_target
+from semo_sdk.training.puppet_geometry import INNER_LOWER, INNER_UPPER, MESH, from_canonical
 
 SIDE, POINTS = 64, 500
 
@@ -104,9 +109,33 @@ def test_field_of_a_shift_is_the_shift() -> None:
     grid = np.stack(np.meshgrid(centres, centres), -1).reshape(1, -1, 2).astype(np.float32)
     corners = np.arange(SIDE * SIDE)[None, None, :, None].repeat(3, -1)
     weights = np.full((1, 1, SIDE * SIDE, 2), 1 / 3, np.float32)
-    source = source_points(grid + [5, 0], corners, weights)  # the reference's points lie 5 px further right
+    source = source_points(grid[None] + [5, 0], corners, weights)  # the reference's points lie 5 px further right
     np.testing.assert_allclose(offsets_from(source)[0, 0, 0], 5 / 128, atol=1e-3)
     np.testing.assert_allclose(offsets_from(source)[0, 0, 1], 0, atol=1e-3)
+
+
+def test_turning_back_undoes_the_pose_and_keeps_the_expression() -> None:
+    rng = np.random.default_rng(0)
+    canonical = rng.standard_normal((MESH, 3)) * 0.3
+    poses = np.array([[[0.1, -0.1, 0.05, 120, 130, 120], [-0.2, 0.1, 0.1, 130, 120, 140], [0.1, 0, 0, 110, 128, 128]]])
+    shapes = canonical + 0.05 * rng.standard_normal((1, 3, MESH, 3)) * [1, 1, 0]  # expression in the plane
+    seen = from_canonical(shapes, poses)[..., :2]
+    motion = motion_target(poses, np.zeros((1, 3, 24)))
+    wanted = from_canonical(shapes[:, 1:], np.repeat(poses[:, :1], 2, axis=1))[..., :2]
+    np.testing.assert_allclose(turn_back(seen[:, 1:], motion, canonical), wanted, atol=1e-3)
+
+
+def test_an_open_mouth_is_marked_between_the_lips_only() -> None:
+    points = np.full((MESH, 2), 128.0)
+    across = np.linspace(100, 156, len(INNER_UPPER))
+    bend = 8 * np.sin(np.linspace(0, np.pi, len(INNER_UPPER)))
+    points[INNER_UPPER] = np.stack([across, 160 - bend], 1)
+    points[INNER_LOWER] = np.stack([across, 160 + bend], 1)
+    marked = open_mouth(points)
+    assert marked[80, 64] == 1
+    assert marked.sum() == pytest.approx(2 * 8 * 2 / np.pi * 56 / 4, rel=0.1)
+    points[INNER_LOWER] = points[INNER_UPPER]
+    assert not open_mouth(points).any()
 
 
 def test_batches_depend_on_the_generator_alone(puppets: Path) -> None:
@@ -116,7 +145,8 @@ def test_batches_depend_on_the_generator_alone(puppets: Path) -> None:
     assert torch.equal(a.field, b.field)
     assert not torch.equal(a.target, c.target)
     assert a.target.shape == (4, 2, 256, 256, 3)
-    assert a.field.shape == (4, 2, 2, SIDE, SIDE)
+    assert a.field.shape == a.coarse.shape == (4, 2, 2, SIDE, SIDE)
+    assert a.opening.shape == (4, 2, 2 * SIDE, 2 * SIDE)
     groups = torch.arange(4) // 2
     assert torch.equal(groups[a.driver], groups)  # a driver is always of the same group
 
@@ -128,20 +158,19 @@ def test_no_data_is_said_so(tmp_path: Path) -> None:
         motion_data.MotionData(tmp_path)
 
 
-def test_prefetch_hands_on_errors_and_stops() -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_read_ahead_keeps_the_order_and_hands_on_errors(workers: int) -> None:
     def make(step: int) -> int:
-        if step == 3:
+        if step == 6:
             raise OSError("disk")
         return step
 
     seen = []
     with pytest.raises(OSError, match="disk"):
-        for item in prefetch(make, 0, 10):
+        for item in read_ahead(make, 2, 10, workers=workers):
             seen.append(item)
-    assert seen == [0, 1, 2]
-    endless = prefetch(lambda step: step, 0, 10**9)
-    assert [next(endless) for _ in range(3)] == [0, 1, 2]
-    endless.close()  # returns: the thread is told to stop
+    assert seen == [2, 3, 4, 5]
+    assert not list(read_ahead(make, 5, 3, workers=workers))
 
 
 def test_first_stage_runs_through_its_phases(trained: Path) -> None:
@@ -245,6 +274,20 @@ def test_second_stage_from_clips_to_a_whole_model(puppets: Path, trained: Path, 
     assert [row["step"] for row in scores] == [2, 4]
     assert {"matched", "mismatched"} <= set(scores[0])
 
+    heard = np.zeros(WINDOW_SAMPLES, np.float32)  # what is trained on is what a live session hears
+    for end, features in loaded.passes(loaded.held_out[0]):
+        sound = load_audio(grid / f"{names[-2]}.mp4")[(end - 16) * SAMPLES_PER_FRAME : end * SAMPLES_PER_FRAME]
+        heard = extend_window(heard, sound)
+        with torch.no_grad():
+            live = whole.whisper.last(torch.from_numpy(heard)[None])[0].numpy()
+        assert np.corrcoef(live.ravel(), features.ravel())[0, 1] > 0.99
+
+    deaf, _ = load_checkpoint(trained / "autoencoder.safetensors")
+    torch.nn.init.normal_(next(deaf.whisper.parameters()))
+    save_checkpoint(tmp_path / "deaf.safetensors", deaf, {"stage": "autoencoder"})
+    with pytest.raises(InputError, match="other Whisper weights"):
+        generator.train(config, tmp_path / "deaf.safetensors", data, tmp_path / "stage2b")
+
 
 def test_teacher_writes_and_reads_the_same() -> None:
     motion = torch.randn(5, teacher.MOTION_SIZE)
@@ -264,6 +307,20 @@ def test_teacher_writes_and_reads_the_same() -> None:
 def test_a_self_supervised_first_stage_trains_too(puppets: Path, whisper: Path, tmp_path: Path) -> None:
     path = autoencoder.train(first_stage(4, taught=False), puppets, tmp_path, whisper=whisper)
     assert load_checkpoint(path)[1]["step"] == "4"
+
+
+def test_a_run_for_the_flow_alone_leaves_encoder_and_warp(
+    puppets: Path, whisper: Path, trained: Path, tmp_path: Path
+) -> None:
+    start = trained / "autoencoder.safetensors"
+    config = first_stage(3, only_flow=True, huber=0.05, targets=4)
+    path = autoencoder.train(config, puppets, tmp_path, whisper=whisper, init=start)
+    before, after = load_file(start), load_file(path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("decoder.out.") for name in changed)
+    assert not [name for name in changed if name.startswith("encoder.") or ".warp." in name]
+    with pytest.raises(ConfigError, match="init"):
+        autoencoder.train(config, puppets, tmp_path / "new", whisper=whisper)
 
 
 def test_stage_files_are_not_pickles(trained: Path) -> None:

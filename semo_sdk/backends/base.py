@@ -115,6 +115,7 @@ def graph_specs(config: SemoConfig) -> dict[str, GraphSpec]:
         reference.append(TensorSpec("cache", f32, ("B", config.decoder.layers, 2, tokens, config.decoder.hidden)))
     if config.decoder.warp_layers:
         reference.append(TensorSpec("appearance", f32, ("B", tokens, config.encoder.hidden)))
+        reference.append(TensorSpec("maps", f32, ("B", *config.map_shape)))
     features = TensorSpec("features", f32, ("B", FEATURE_FRAMES, FEATURES_PER_FRAME * config.audio.width))
     frames = Axis(config.decoder.temporal_window, CHUNK_FRAMES, CHUNK_FRAMES)
     render_inputs = [*reference, TensorSpec("motion", f32, ("B", "N", dim))]

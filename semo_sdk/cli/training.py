@@ -60,7 +60,7 @@ def train_autoencoder(
     out: Out,
     model: Annotated[str, typer.Option(help="preset or config file (JSON) of the model")] = "semo-tiny",
     whisper: Whisper = "tiny.en",
-    init: Annotated[Path | None, typer.Option(help="checkpoint whose motion encoder to start from")] = None,
+    init: Annotated[Path | None, typer.Option(help="checkpoint whose motion encoder and decoder to start from")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     resume: Resume = False,

@@ -30,8 +30,8 @@ class ReferenceGraph(_Graph):
         if m.config.decoder.cache_reference:
             pairs = m.decoder.encode_reference(m.whiten(latents))
             outputs.append(torch.stack([torch.stack(pair, 1) for pair in pairs], 1).float())
-        if m.config.decoder.warp_layers:
-            outputs.append(appearance.float())
+        if m.decoder.warp is not None:
+            outputs += [appearance.float(), m.decoder.warp.maps(m.whiten(latents), appearance).float()]
         return tuple(outputs)
 
 
@@ -86,8 +86,11 @@ class RenderGraph(_Graph):
         noise = inputs.pop(0) if c.needs_noise else None
         latents, reference_motion, *rest, motion = inputs
         cache = rest.pop(0) if c.decoder.cache_reference else None
-        appearance = rest.pop(0) if c.decoder.warp_layers else None
-        return (m.render_frames(noise, latents, reference_motion, cache, appearance, motion, steps=c.decoder.steps),)
+        appearance, maps = rest or (None, None)
+        frames = m.render_frames(
+            noise, latents, reference_motion, cache, appearance, maps, motion, steps=c.decoder.steps
+        )
+        return (frames,)
 
 
 def graph_modules(model: SemoModel) -> dict[str, nn.Module]:

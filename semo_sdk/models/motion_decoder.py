@@ -27,8 +27,7 @@ from semo_sdk.models.layers import (
     unpatchify,
 )
 from semo_sdk.models.vae import Vae
-
-LEVERS = 32  # linear read-outs of the motion that every cell of the warp responds to
+from semo_sdk.models.warp import Moved, WarpHead
 
 Cache = Sequence[tuple[Tensor, Tensor]]  # keys and values of the reference tokens, a pair per layer
 
@@ -164,50 +163,6 @@ def _per_frame(x: Tensor, frames: int) -> Tensor:
     return x[:, None].expand(-1, frames, -1, -1).flatten(0, 1)
 
 
-class WarpHead(nn.Module):
-    """Backward warp field from the reference's features and the pair of motions: the start of the flow.
-
-    With a small training budget this is what moves the face; the flow then repairs mouth, eyes and disocclusions. The
-    field is the sum of what the transformer makes of the pair and a bilinear part: each cell answers to a few levers,
-    linear read-outs of the motions. Small movements (lips, lids) are nearly linear, and learned that way in minutes.
-    """
-
-    def __init__(self, config: SemoConfig) -> None:
-        super().__init__()
-        c = config.decoder
-        self.patch, self.grid, self.cells = config.patch, config.grid, c.warp_size // config.grid
-        self.embed = nn.Linear(config.encoder.hidden, c.hidden)
-        self.pair = nn.Sequential(nn.Linear(2 * config.motion_dim, c.hidden), nn.SiLU(), nn.Linear(c.hidden, c.hidden))
-        self.register_buffer("position", grid_embedding(config.grid, c.hidden), persistent=False)
-        self.blocks = nn.ModuleList(AdaBlock(c.hidden, c.heads) for _ in range(c.warp_layers))
-        self.norm = LayerNorm(c.hidden)
-        self.out = nn.Linear(c.hidden, 2 * self.cells**2)
-        self.levers = nn.Linear(2 * config.motion_dim, LEVERS)
-        self.respond = nn.Linear(c.hidden, LEVERS * 2 * self.cells**2)
-        for layer in (self.out, self.respond):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, appearance: Tensor, reference_motion: Tensor, motion: Tensor) -> Tensor:
-        """Offsets (B * n, 2, warp_size, warp_size), x and y, in units of half the image side.
-
-        Args:
-            appearance: (B, N, encoder hidden) the motion encoder's features of the reference's patches: they know
-                which part of the face each patch shows. reference_motion: (B, 1, T * D). motion: (B, n, T * D).
-        """
-        frames = motion.shape[1]
-        pair = torch.cat([reference_motion.expand(-1, frames, -1), motion - reference_motion], dim=-1)
-        condition = F.silu(self.pair(pair)).flatten(0, 1).unsqueeze(1)
-        levers = self.levers(pair).flatten(0, 1)[:, None, None]
-        x = self.embed(appearance)
-        x = _per_frame(x + self.position.to(x.dtype), frames)
-        for block in self.blocks:
-            x = block(x, condition)
-        x = self.norm(x)
-        pulled = (levers @ self.respond(x).unflatten(-1, (LEVERS, -1))).squeeze(-2)
-        return unpatchify(self.out(x) + pulled, self.cells, self.grid)
-
-
 class OutputHead(nn.Module):
     """Tokens -> velocity in latents: linear (the paper), or with a convolutional stage that sees x_t at full size."""
 
@@ -242,13 +197,13 @@ class OutputHead(nn.Module):
 
 
 def make_prior(
-    config: SemoConfig, vae: Vae, reference: Tensor, noise: Tensor | None, offsets: Tensor | None, frames: int
+    config: SemoConfig, vae: Vae, reference: Tensor, noise: Tensor | None, moved: Moved | None, frames: int
 ) -> Tensor:
     """Where the flow starts (DESIGN, "Prior"), as whitened latents (B, n, C, h, w).
 
     Args:
         reference: (B, C, h, w) latents, not whitened. noise: (B, n, C, h, w), or None when ``prior_noise`` is 0.
-        offsets: (B * n, 2, H, W) from :class:`WarpHead` when ``prior`` is ``warp``.
+        moved: from :class:`~semo_sdk.models.warp.WarpHead` when ``prior`` is ``warp``.
         frames: n.
     """
     std = vae.latent_std.to(reference.dtype)[:, None, None]
@@ -257,7 +212,7 @@ def make_prior(
         assert noise is not None
         return noise
     start = reference[:, None].expand(-1, frames, -1, -1, -1)
-    if offsets is not None:
-        start = vae.warp(start.flatten(0, 1), offsets).unflatten(0, (reference.shape[0], frames))
+    if moved is not None:
+        start = vae.warp(start.flatten(0, 1), moved).unflatten(0, (reference.shape[0], frames))
     start = start / std
     return start if noise is None else start + c.prior_noise * noise

@@ -65,8 +65,8 @@ class SemoModel(nn.Module):
         Args:
             tensors: noise (B, n, C, h, w) standard normal, or None when the prior has none; latents (B, C, h, w) of the
                 reference; reference motion (B, 1, T * D); cache (B, layers, 2, N, hidden) of the reference, or None for
-                joint attention; appearance (B, N, encoder hidden) of the reference for the warp prior, or None; motion
-                (B, n, T * D).
+                joint attention; appearance (B, N, encoder hidden) and maps (B, levers, channels, S, S) of the
+                reference for the warp prior, or None; motion (B, n, T * D).
             steps: Euler steps.
         """
         prior, added, pixels = self._flow(*tensors, steps=steps)
@@ -79,21 +79,22 @@ class SemoModel(nn.Module):
         reference_motion: Tensor,
         cache: Tensor | None,
         appearance: Tensor | None,
+        maps: Tensor | None,
         motion: Tensor,
         *,
         steps: int,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Whitened prior, what the flow adds to it, and the prior as pixels (B, n, 3, 256, 256) where that is exact."""
         decoder, frames = self.decoder, motion.shape[1]
-        offsets = pixels = None
-        if decoder.warp is not None and appearance is not None:
-            offsets = decoder.warp(appearance, reference_motion, motion)
-        if offsets is not None and noise is None and isinstance(self.vae, PatchVae):
-            pixels = self.vae.warp_pixels(latents, offsets, frames)
+        moved = pixels = None
+        if decoder.warp is not None and appearance is not None and maps is not None:
+            moved = decoder.warp(appearance, maps, reference_motion, motion)
+        if moved is not None and noise is None and isinstance(self.vae, PatchVae):
+            pixels = self.vae.warp_pixels(latents, moved, frames)
             start = self.vae.encode(pixels.flatten(0, 1)).to(latents.dtype)
             prior = self.whiten(start).unflatten(0, (latents.shape[0], frames))
         else:
-            prior = make_prior(self.config, self.vae, latents, noise, offsets, frames)
+            prior = make_prior(self.config, self.vae, latents, noise, moved, frames)
         pairs = None if cache is None else [(layer[:, 0], layer[:, 1]) for layer in cache.unbind(1)]
         joint = self.whiten(latents) if cache is None else None
         added = decoder.displacement(prior, reference_motion, motion, steps=steps, cache=pairs, reference=joint)

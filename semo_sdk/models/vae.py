@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from semo_sdk.errors import ConfigError, MissingDependencyError
 from semo_sdk.models.layers import Float32Buffers
+from semo_sdk.models.warp import Moved, cover, move
 
 
 class Vae(Float32Buffers, ABC):
@@ -36,25 +37,9 @@ class Vae(Float32Buffers, ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor: ...
 
-    def warp(self, latents: Tensor, offsets: Tensor) -> Tensor:
-        """Latents sampled at identity + offsets.
-
-        Args:
-            latents: (B, C, h, w).
-            offsets: (B, 2, H, W) backward offsets (x, y) in units of half the image side, any resolution.
-        """
-        return warp(latents, offsets)
-
-
-def warp(image: Tensor, offsets: Tensor) -> Tensor:
-    """Samples (B, C, h, w) at the identity grid plus resized offsets (B, 2, H, W); float32, edges repeated."""
-    height, width = image.shape[-2:]
-    flow = F.interpolate(offsets.float(), size=(height, width), mode="bilinear", align_corners=False)
-    ys = (torch.arange(height, device=image.device) + 0.5) * (2 / height) - 1
-    xs = (torch.arange(width, device=image.device) + 0.5) * (2 / width) - 1
-    grid = torch.stack([flow[:, 0] + xs, flow[:, 1] + ys[:, None]], dim=-1)
-    sampled = F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled.to(image.dtype)
+    def warp(self, latents: Tensor, moved: Moved) -> Tensor:
+        """Latents (B, C, h, w) moved by a warp. Learned latents have no colours: the paint is left to the flow."""
+        return move(latents, moved.offsets)
 
 
 def _dct(n: int) -> Tensor:
@@ -92,13 +77,14 @@ class PatchVae(Vae):
         weight = self.basis.T.repeat(3, 1)[:, :, None, None]
         return F.pixel_shuffle(F.conv2d(latents.float(), weight, groups=3), 8).to(latents.dtype)
 
-    def warp(self, latents: Tensor, offsets: Tensor) -> Tensor:
-        return self.encode(warp(self.decode(latents.float()), offsets)).to(latents.dtype)
+    def warp(self, latents: Tensor, moved: Moved) -> Tensor:
+        image = self.decode(latents.float())
+        return self.encode(cover(move(image, moved.offsets), moved.paint)).to(latents.dtype)
 
-    def warp_pixels(self, latents: Tensor, offsets: Tensor, frames: int) -> Tensor:
-        """Pixels (B, frames, 3, 256, 256) float32 of an image (B, C, h, w), moved by offsets (B * frames, 2, H, W)."""
-        image = self.decode(latents.float()).unsqueeze(1).expand(-1, frames, -1, -1, -1)
-        return warp(image.flatten(0, 1), offsets).unflatten(0, (latents.shape[0], frames))
+    def warp_pixels(self, latents: Tensor, moved: Moved, frames: int) -> Tensor:
+        """Pixels (B, frames, 3, 256, 256) float32 of an image (B, C, h, w), moved and painted over."""
+        image = self.decode(latents.float()).unsqueeze(1).expand(-1, frames, -1, -1, -1).flatten(0, 1)
+        return cover(move(image, moved.offsets), moved.paint).unflatten(0, (latents.shape[0], frames))
 
 
 class _TinyBlock(nn.Module):

@@ -15,20 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semo_sdk.config import SemoConfig, Strict, preset
+from semo_sdk.errors import ConfigError
 from semo_sdk.models import flow
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
 from semo_sdk.models.layers import patchify
 from semo_sdk.models.motion_decoder import make_prior
 from semo_sdk.models.semo import SemoModel
+from semo_sdk.models.warp import SHY, Moved
 from semo_sdk.models.whisper import load_whisper
-from semo_sdk.training.data import Batch, PuppetData, Stills, prefetch
-from semo_sdk.training.loop import LoopConfig, Trainer
+from semo_sdk.training.data import Batch, PuppetData, Stills, on, read_ahead
+from semo_sdk.training.loop import LoopConfig, Trainer, best_device
 from semo_sdk.training.sheets import write_sheet
 from semo_sdk.training.teacher import UNITS, read, set_levers, taught_targets, teach
 
 REGION_WEIGHT = (0.5, 1.0, 4.0, 8.0)  # background, face, mouth and eyes, inside of the mouth
-FIELD_WEIGHT = (0.3, 1.0, 12.0, 4.0)
-ENTRY_WEIGHT = torch.tensor((2.0,) * 6 + (4.0,) * 6 + (1.0,) * 6 + (0.3,) * 12) / 45.6  # the last ones are mostly noise
+FIELD_WEIGHT = (0.3, 1.0, 12.0, 0.5)  # between the lips the warp is painted over
+COARSE_WEIGHT = (0.3, 1.0, 1.0, 1.0)
+PAINT_WEIGHT = (0.02, 0.2, 2.0, 4.0)
+ENTRY_WEIGHT = (
+    (2 / 45.6,) * 6 + (4 / 45.6,) * 6 + (1 / 45.6,) * 6 + (0.3 / 45.6,) * 12
+)  # the last ones are mostly noise
 SURFACE_SIZE = 4  # place on the mean face (3), and whether the cell is inside an open mouth
 
 
@@ -38,13 +44,16 @@ class TrainConfig(Strict):
     model: SemoConfig = preset("semo-tiny")
     loop: LoopConfig = LoopConfig(steps=5000, learning_rate=1e-3, warmup=100)
     stills: int = 32  # unrelated frames a step, for the encoder
-    pairs: int = 8  # pairs of sequences a step, for the decoder
+    pairs: int = 8  # pairs of frames a step, for the decoder
+    targets: int = 2  # frames of each reference that the warp learns from together
     validation_groups: int = 4  # the last ones by name
     min_face: float = 0.46  # height of the face in the crop: a mouth of few pixels teaches little
     warp_from: float = 0.3  # share of the run in which the encoder learns alone
     flow_from: float = 0.7  # share after which the decoder's flow is trained beside its warp, which it starts from
     stills_later: int = 8  # stills beside the pairs
     taught: bool = True  # target tokens come from the teacher; otherwise from the encoder alone, as in the paper
+    only_flow: bool = False  # encoder and warp stay as they are in ``init``
+    huber: float = 0.0  # the flow's error counts linearly above this (whitened); 0 = squared error, as in the paper
     at_prior: float = 0.7  # share of samples at t = 1, the step that must move the face; the others are uniform
     field_weight: float = 1.0
     encoder_weight: float = 1.0
@@ -57,18 +66,16 @@ class Stage1(nn.Module):
     def __init__(self, model: SemoModel, config: TrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
-        cells = model.config.decoder.warp_size // model.config.grid
+        cells = model.config.warp_size // model.config.grid
         self.surface = nn.Linear(model.config.encoder.hidden, SURFACE_SIZE * cells**2)
         self.progress = 0.0
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        losses = self._stills(step.stills)
-        total = self.config.encoder_weight * (losses["token"] + losses["surface"])
-        if step.pairs is not None:
-            pairs = self._pairs(step.pairs)
-            zero = torch.zeros(())
-            total = total + pairs.get("flow", zero) + self.config.field_weight * pairs.get("field", zero)
-            losses |= pairs
+        c = self.config
+        weights = {"token": c.encoder_weight, "surface": c.encoder_weight, "flow": 1.0}
+        losses = {} if step.stills is None else self._stills(step.stills)
+        losses |= {} if step.pairs is None else self._pairs(step.pairs)
+        total = torch.stack([weights.get(name, c.field_weight) * loss for name, loss in losses.items()]).sum()
         return {"loss": total, **losses}
 
     def _stills(self, batch: Stills) -> dict[str, Tensor]:
@@ -82,8 +89,9 @@ class Stage1(nn.Module):
         ratio = float(torch.rand(())) * m.config.encoder.mask_max * min(1.0, 0.5 + self.progress)
         tokens, patches, kept = m.encoder.encode(latents, ratio)
         tokens = tokens.float()
-        difference = read(tokens - teach(batch.motion, tokens.shape[-1])) * torch.tensor(UNITS)
-        error = (F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.5, reduction="none")) @ ENTRY_WEIGHT
+        difference = read(tokens - teach(batch.motion, tokens.shape[-1])) * torch.tensor(UNITS, device=tokens.device)
+        error = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.5, reduction="none")
+        error = error @ torch.tensor(ENTRY_WEIGHT, device=tokens.device)
         free = tokens - teach(read(tokens), tokens.shape[-1])  # what the teacher does not use is kept small
         cells = batch.surface.shape[1] // m.config.grid
         surface = patchify(batch.surface.movedim(-1, 1), cells)
@@ -98,7 +106,7 @@ class Stage1(nn.Module):
         sequences, frames = batch.target.shape[:2]
         latents = self._latents(torch.cat([batch.reference[:, None], batch.target], 1))
         # a taught encoder learns from stills alone: the decoder takes its features as they are
-        with torch.set_grad_enabled(not c.taught):
+        with torch.set_grad_enabled(not c.taught and not c.only_flow):
             reference_motion, appearance, _ = m.encoder.encode(latents[:, 0])
             reference_motion = reference_motion[:, None]
             if c.taught:
@@ -107,19 +115,38 @@ class Stage1(nn.Module):
                 motion = m.encoder(latents[:, 1:].flatten(0, 1)).unflatten(0, (sequences, frames))[batch.driver]
         reference, target = m.whiten(latents[:, 0]), m.whiten(latents[:, 1:])
         losses: dict[str, Tensor] = {}
-        offsets = None
+        moved = None
         if m.decoder.warp is not None:
-            offsets = m.decoder.warp(appearance, reference_motion, motion).float()
-            losses["field"] = field_loss(offsets.unflatten(0, (sequences, frames)), batch.field, batch.weight)
-            offsets = offsets.detach()
-        if self.progress >= c.flow_from:
-            losses["flow"] = self._flow(batch, reference, target, reference_motion, motion, offsets)
+            with torch.set_grad_enabled(not c.only_flow):
+                maps = m.decoder.warp.maps(reference, appearance)
+                moved = m.decoder.warp(appearance, maps, reference_motion, motion)
+                if not c.only_flow:
+                    losses |= self._warp(batch, moved, latents[:, 1:])
+        if c.only_flow or self.progress >= c.flow_from:
+            losses["flow"] = self._flow(batch, reference, target, reference_motion, motion, moved)
         return losses
+
+    def _warp(self, batch: Batch, moved: Moved, latents: Tensor) -> dict[str, Tensor]:
+        """Losses of the warp head: both fields, and the paint between the lips, all known to the puppet."""
+        weight = batch.weight.flatten(0, 1)
+        opening = batch.opening.flatten(0, 1).unsqueeze(1)
+        size = opening.shape[-2:]
+        with torch.no_grad():
+            seen = F.interpolate(self.model.vae.decode(latents.flatten(0, 1)), size=size, mode="area")
+        logit = moved.paint[:, 3:].float() - SHY
+        cells = F.interpolate(region_weight(weight, PAINT_WEIGHT).unsqueeze(1), size=size)
+        wrong = F.binary_cross_entropy_with_logits(logit, opening, reduction="none")
+        colour = ((moved.paint[:, :3] - seen).abs() * opening).sum() / (3 * opening.sum() + size[0])
+        return {
+            "coarse": field_loss(moved.coarse, batch.coarse.flatten(0, 1), weight, COARSE_WEIGHT),
+            "field": field_loss(moved.offsets, batch.field.flatten(0, 1), weight, FIELD_WEIGHT),
+            "paint": (wrong * cells).sum() / cells.sum() + 0.3 * colour,
+        }
 
     @torch.no_grad()
     def _latents(self, images: Tensor) -> Tensor:
         """(S, n, 256, 256, 3) uint8 RGB -> latents (S, n, C, h, w), each sequence in random colours."""
-        tint, lift = self._jitter(*images.shape[:2])
+        tint, lift = self._jitter(images.shape[0], images.shape[1], images.device)
         pixels = images.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
         return self.model.vae.encode(pixels * tint + lift).unflatten(0, images.shape[:2])
 
@@ -130,15 +157,16 @@ class Stage1(nn.Module):
         target: Tensor,
         reference_motion: Tensor,
         motion: Tensor,
-        offsets: Tensor | None,
+        moved: Moved | None,
     ) -> Tensor:
         """Flow loss (equation 1) of the paths from the prior to the targets, all whitened."""
         m, c = self.model, self.config
         sequences, frames = target.shape[:2]
         with torch.no_grad():
             noise = torch.randn_like(target) if m.config.needs_noise else None
-            prior = make_prior(m.config, m.vae, m.unwhiten(reference), noise, offsets, frames).to(target.dtype)
-        t = torch.where(torch.rand(sequences) < c.at_prior, torch.ones(()), torch.rand(sequences))
+            prior = make_prior(m.config, m.vae, m.unwhiten(reference), noise, moved, frames).to(target.dtype)
+        t, certain = torch.rand(2, sequences, device=target.device)
+        t = torch.where(certain < c.at_prior, 1.0, t)
         x_t = flow.interpolate(target, prior, t[:, None, None, None, None])
         cached = m.config.decoder.cache_reference
         cache = m.decoder.encode_reference(reference) if cached else None
@@ -147,31 +175,35 @@ class Stage1(nn.Module):
         return self._flow_loss(predicted, flow.velocity(target, prior), batch.weight)
 
     def _flow_loss(self, predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """Squared error of the velocity, weighted by region."""
+        """Error of the velocity, weighted by region.
+
+        Squared errors make the decoder blur whatever its warp may have misplaced; linear ones leave it as it is.
+        """
         size = predicted.shape[-1]
         cells = region_weight(weight, REGION_WEIGHT).flatten(0, 1).unsqueeze(1)
         cells = F.adaptive_max_pool2d(cells, size).unflatten(0, weight.shape[:2])
-        error = (predicted - target).square()
+        if self.config.huber:
+            error = F.smooth_l1_loss(predicted, target, beta=self.config.huber, reduction="none")
+        else:
+            error = (predicted - target).square()
         return (error * cells).sum() / (cells.sum() * predicted.shape[2])
 
-    def _jitter(self, sequences: int, frames: int) -> tuple[Tensor, Tensor]:
+    def _jitter(self, sequences: int, frames: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Contrast-and-tint factor and lift, one for all frames of a sequence: (S * n, 3, 1, 1) each."""
         j = self.config.jitter
-        tint = (
-            1 + j * (2 * torch.rand(sequences, 1, 1, 1, 1) - 1) + 0.5 * j * (2 * torch.rand(sequences, 1, 3, 1, 1) - 1)
-        )
-        lift = j * (2 * torch.rand(sequences, 1, 1, 1, 1) - 1)
+        grey, lift = j * (2 * torch.rand(2, sequences, 1, 1, 1, 1, device=device) - 1)
+        tint = 1 + grey + 0.5 * j * (2 * torch.rand(sequences, 1, 3, 1, 1, device=device) - 1)
         return (x.expand(-1, frames, -1, -1, -1).flatten(0, 1) for x in (tint, lift))  # type: ignore[return-value]
 
 
 def region_weight(weight: Tensor, table: tuple[float, ...]) -> Tensor:
     """Region numbers (..., S, S) uint8 -> their weights, float32."""
-    return torch.tensor(table)[weight.long()]
+    return torch.tensor(table, device=weight.device)[weight.long()]
 
 
-def field_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean absolute error of the warp in cells of 1/16 image side, weighted by region; (G, F, 2, S, S) each."""
-    cells = region_weight(weight, FIELD_WEIGHT).unsqueeze(2)
+def field_loss(predicted: Tensor, target: Tensor, weight: Tensor, table: tuple[float, ...]) -> Tensor:
+    """Mean absolute error of a warp in cells of 1/16 image side, weighted by region; (B, 2, S, S) and (B, S, S)."""
+    cells = region_weight(weight, table).unsqueeze(1)
     error = F.smooth_l1_loss(predicted * 8, target * 8, beta=0.02, reduction="none")
     return (error * cells).sum() / (2 * cells.sum())
 
@@ -180,8 +212,13 @@ def field_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 class Step:
     """What one optimiser step sees."""
 
-    stills: Stills
+    stills: Stills | None
     pairs: Batch | None
+
+    def to(self, device: torch.device) -> Step:
+        """The same on a device."""
+        stills = None if self.stills is None else on(self.stills, device)
+        return Step(stills, None if self.pairs is None else on(self.pairs, device))
 
 
 def train(
@@ -200,10 +237,11 @@ def train(
         out: folder of the run: checkpoint, state to resume, log, loss plot, sample sheets.
         resume: go on with the run in ``out``; batches continue as if it had never stopped.
         whisper: file or name of Whisper's weights, frozen, stored in the checkpoint for the second stage.
-        init: checkpoint whose motion encoder to start from.
+        init: checkpoint of the same model whose motion encoder and decoder to start from.
 
     Raises:
-        InputError: no data. CheckpointError: see :class:`~semo_sdk.training.loop.Trainer`.
+        InputError: no data. ConfigError: ``only_flow`` without a checkpoint to start from.
+        CheckpointError: see :class:`~semo_sdk.training.loop.Trainer`.
     """
     out = Path(out)
     torch.manual_seed(config.loop.seed)
@@ -212,11 +250,19 @@ def train(
     fresh, held = everything.part(0, cut), everything.part(min(cut, len(everything) - 1), None)
     model = SemoModel(config.model)
     if init is not None:
-        model.encoder.load_state_dict(load_checkpoint(init)[0].encoder.state_dict())
-    if config.taught and model.decoder.warp is not None:
-        set_levers(model.decoder.warp.levers)
+        start = load_checkpoint(init)[0]
+        model.encoder.load_state_dict(start.encoder.state_dict())
+        model.decoder.load_state_dict(start.decoder.state_dict())
+    elif config.taught and model.decoder.warp is not None:
+        set_levers(model.decoder.warp)
+    if config.only_flow:
+        if init is None:
+            raise ConfigError("only_flow trains the flow of an encoder and a warp that are there: give it init")
+        for frozen in (model.encoder, *([model.decoder.warp] if model.decoder.warp else [])):
+            frozen.requires_grad_(False)
     load_whisper(model.whisper, whisper)
-    stage = Stage1(model, config)
+    device = best_device()
+    stage = Stage1(model, config).to(device)
     modules = {"encoder": model.encoder, "decoder": model.decoder, "surface": stage.surface}
     trainer = Trainer(config.loop, modules, out, resume=resume)
     (out / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
@@ -225,22 +271,23 @@ def train(
     def make(step: int) -> Step:
         rng = np.random.default_rng([config.loop.seed, step])
         progress = step / config.loop.steps
-        if progress < config.warp_from:
+        if progress < config.warp_from and not config.only_flow:
             return Step(fresh.stills(rng, config.stills), None)
         # the warp learns most from unrelated frames; the Temporal Align Module needs neighbours
-        frames = 1 if progress < config.flow_from else 2
-        pairs = fresh.batch(rng, groups=config.pairs // frames, identities=2, frames=frames)
-        return Step(fresh.stills(rng, config.stills_later), pairs)
+        flowing, frames = config.only_flow or progress >= config.flow_from, config.targets
+        groups = max(1, config.pairs // frames)
+        pairs = fresh.batch(rng, groups=groups, identities=2, frames=frames, neighbours=flowing)
+        return Step(None if config.only_flow else fresh.stills(rng, config.stills_later), pairs)
 
     def losses(step: Step) -> dict[str, Tensor]:
         stage.progress = trainer.step / config.loop.steps
-        with torch.autocast("cpu", torch.bfloat16):
-            return stage(step)
+        with torch.autocast(device.type, torch.bfloat16):
+            return stage(step.to(device))
 
     def on_save() -> None:
         with trainer.averaged(), torch.no_grad():
             save_checkpoint(path, model, {"stage": "autoencoder", "step": str(trainer.step)})
             write_sheet(model, held, out / "samples" / f"step_{trainer.step:06d}.png", taught=config.taught)
 
-    trainer.run(prefetch(make, trainer.step, config.loop.steps), losses, on_save)
+    trainer.run(read_ahead(make, trainer.step, config.loop.steps), losses, on_save)
     return path

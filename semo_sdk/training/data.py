@@ -7,22 +7,27 @@ cross-identity pairs: the token of identity A at frame k must render identity B 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+import os
+from collections.abc import Callable, Iterable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from queue import Queue
-from threading import Event, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import InputError
+from semo_sdk.training.puppet import CELLS
+from semo_sdk.training.puppet_dataset import pose_of
+from semo_sdk.training.puppet_geometry import INNER_LIPS, MESH, rotation
+from semo_sdk.training.puppet_mouth import OPEN_MOUTH, fill_polygon, mouth_gap
 
 T = TypeVar("T")
+D = TypeVar("D", bound=Any)
 SURFACE_SCALE = 2.0  # the mean face is about one unit high
 FILES = ("frames", "points", "triangles", "barycentric", "weight", "motion")
 
@@ -36,6 +41,8 @@ class Batch:
         target: (G, F, 256, 256, 3) uint8 RGB.
         driver: (G,) index of the sequence whose frames give the motion tokens.
         field: (G, F, 2, S, S) float32, true backward offsets target -> reference, in units of half the image side.
+        coarse: the same of the head alone: what they would be if the reference had the target's expression.
+        opening: (G, F, 2 S, 2 S) float32, 1 between open lips, 0 elsewhere.
         weight: (G, F, S, S) uint8: 0 background, 1 face, 2 mouth and eyes, 3 inside of the mouth.
         motion: (G, 1 + F, 30) float32 pose and expression of the reference and the targets; NaN where unknown.
     """
@@ -44,6 +51,8 @@ class Batch:
     target: Tensor
     driver: Tensor
     field: Tensor
+    coarse: Tensor
+    opening: Tensor
     weight: Tensor
     motion: Tensor
 
@@ -111,38 +120,50 @@ class PuppetData:
     def _surface(self, triangles: np.ndarray, barycentric: np.ndarray, inside: np.ndarray) -> np.ndarray:
         on_face = np.all(triangles < len(self.canonical), axis=-1)
         corners = np.where(on_face[:, None], triangles, 0)
-        places = source_points(self.canonical[None], corners[None, None], barycentric[None, None])[0, 0]
+        places = source_points(self.canonical[None, None], corners[None, None], barycentric[None, None])[0, 0]
         places = np.where((on_face.reshape(inside.shape) & ~inside)[..., None], places * SURFACE_SCALE, np.nan)
         return np.concatenate([places, inside[..., None]], -1).astype(np.float32)
 
-    def batch(self, rng: np.random.Generator, *, groups: int, identities: int, frames: int) -> Batch:
-        """A batch of ``groups * identities`` sequences of ``frames`` frames, one to six frames apart."""
-        parts = [self._group(rng, identities, frames, i * identities) for i in range(groups)]
+    def batch(
+        self, rng: np.random.Generator, *, groups: int, identities: int, frames: int, neighbours: bool = True
+    ) -> Batch:
+        """A batch of ``groups * identities`` sequences of ``frames`` frames.
+
+        The frames are one to six apart, or, without ``neighbours``, anywhere in the group.
+        """
+        parts = [self._group(rng, identities, frames, i * identities, neighbours) for i in range(groups)]
         return Batch(*(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)))
 
-    def _group(self, rng: np.random.Generator, identities: int, frames: int, offset: int) -> tuple[np.ndarray, ...]:
+    def _group(
+        self, rng: np.random.Generator, identities: int, frames: int, offset: int, neighbours: bool
+    ) -> tuple[np.ndarray, ...]:
         data = self.open(int(rng.integers(len(self.groups))))
         total, length = data["triangles"].shape[:2]
         chosen = np.sort(rng.choice(total, identities, replace=total < identities))
-        stride = int(rng.integers(1, 1 + min(6, (length - 1) // max(1, frames - 1))))
-        start = int(rng.integers(length - (frames - 1) * stride))
-        index = start + stride * np.arange(frames)
+        if neighbours:
+            stride = int(rng.integers(1, 1 + min(6, (length - 1) // max(1, frames - 1))))
+            index = int(rng.integers(length - (frames - 1) * stride)) + stride * np.arange(frames)
+        else:
+            index = rng.choice(length, frames, replace=length < frames)
         # half of the references are the original portrait, as at inference; the others another rendered frame
         references = np.where(rng.random(identities) < 0.5, 0, rng.integers(1, 1 + length, identities))
         target = data["frames"][chosen[:, None], 1 + index]
         reference = data["frames"][chosen, references]
-        points = data["points"][chosen, references]
-        source = source_points(
-            points, data["triangles"][chosen[:, None], index], data["barycentric"][chosen[:, None], index]
-        )
         motion = np.concatenate(
             [data["motion"][chosen, references][:, None], data["motion"][chosen[:, None], 1 + index]], axis=1
         )
+        corners = data["triangles"][chosen[:, None], index], data["barycentric"][chosen[:, None], index]
+        own, moved = data["points"][chosen, references], data["points"][chosen[:, None], 1 + index]
+        field = offsets_from(source_points(own[:, None], *corners))
+        turned = np.repeat(own[:, None], frames, axis=1)
+        turned[:, :, :MESH] = turn_back(moved[:, :, :MESH], motion, self.canonical)
+        coarse = offsets_from(source_points(turned, *corners))
+        opening = np.stack([[open_mouth(frame) for frame in sequence] for sequence in moved])
         # most tokens come from another identity of the group: the token must not carry who is seen
         shift = np.where(rng.random(identities) < 0.3, 0, rng.integers(1, max(2, identities)))
         driver = offset + (np.arange(identities) + shift) % identities
         weight = data["weight"][chosen[:, None], index]
-        return reference, target, driver, offsets_from(source), weight, motion
+        return reference, target, driver, field, coarse, opening, weight, motion
 
 
 def _face_height(group: Path) -> float:
@@ -155,17 +176,47 @@ def source_points(points: np.ndarray, triangles: np.ndarray, barycentric: np.nda
     """Where each cell of the target comes from in the reference.
 
     Args:
-        points: (G, P, n) of the reference, px. triangles: (G, F, S * S, 3) vertex numbers, on the target.
+        points: (G, F or 1, P, n) of the reference, px. triangles: (G, F, S * S, 3) vertex numbers, on the target.
         barycentric: (G, F, S * S, 2) first two weights.
 
     Returns:
         (G, F, S, S, n) float32 of the reference.
     """
     weights = np.concatenate([barycentric, 1 - barycentric.sum(-1, keepdims=True)], -1).astype(np.float32)
-    group = np.arange(len(points))[:, None, None, None]
-    source = (points[group, triangles] * weights[..., None]).sum(-2)
+    group, frame = np.ogrid[: triangles.shape[0], : triangles.shape[1]]
+    corners = points[group[..., None, None], np.minimum(frame, points.shape[1] - 1)[..., None, None], triangles]
+    source = (corners * weights[..., None]).sum(-2)
     side = round(source.shape[2] ** 0.5)
     return source.reshape(*source.shape[:2], side, side, points.shape[-1]).astype(np.float32)
+
+
+def turn_back(mesh: np.ndarray, motion: np.ndarray, canonical: np.ndarray) -> np.ndarray:
+    """Meshes with their own expression, in the pose of the reference.
+
+    Args:
+        mesh: (G, F, 468, 2) px of the targets. motion: (G, 1 + F, 30) of reference and targets.
+        canonical: (468, 3) mean face: gives the depth that the meshes lack.
+
+    Returns:
+        (G, F, 468, 2) px.
+    """
+    poses = pose_of(motion.astype(np.float64))
+    turn = rotation(poses[..., 0], poses[..., 1], poses[..., 2]) * poses[..., 3, None, None]
+    ours, own = turn[:, 1:], turn[:, :1]
+    flat = mesh - poses[:, 1:, None, 4:6] - canonical[:, 2:] * ours[:, :, None, :2, 2]
+    plane = np.linalg.solve(ours[..., :2, :2], np.swapaxes(flat, -1, -2))
+    shape = np.concatenate([np.swapaxes(plane, -1, -2), np.broadcast_to(canonical[:, 2:], (*flat.shape[:3], 1))], -1)
+    return shape @ np.swapaxes(own[..., :2, :], -1, -2) + poses[:, :1, None, 4:6]
+
+
+def open_mouth(points: np.ndarray) -> np.ndarray:
+    """(2 S, 2 S) float32 share of each cell that shows the inside of the mouth; points (P, 2) in px of 256."""
+    size = 2 * CELLS
+    gap = mouth_gap(points)
+    if gap <= OPEN_MOUTH:
+        return np.zeros((size, size), np.float32)
+    polygon = points[INNER_LIPS].astype(np.float64) * (size / IMAGE_SIZE)
+    return fill_polygon(polygon, (size, size)) * np.float32(min(1.0, (gap - OPEN_MOUTH) / 1.5 + 0.3))
 
 
 def offsets_from(source: np.ndarray) -> np.ndarray:
@@ -176,34 +227,34 @@ def offsets_from(source: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis((source - grid) / (IMAGE_SIZE / 2), -1, 2)).astype(np.float32)
 
 
-def prefetch(make: Callable[[int], T], first: int, last: int, *, ahead: int = 3) -> Generator[T, None, None]:
-    """``make(step)`` for steps ``first`` .. ``last - 1``, read ahead by one thread.
+class _Steps(Dataset[T]):
+    def __init__(self, make: Callable[[int], T], first: int, last: int) -> None:
+        self.make, self.first, self.count = make, first, last - first
+
+    def __len__(self) -> int:
+        return max(0, self.count)
+
+    def __getitem__(self, index: int) -> T:
+        return self.make(self.first + index)
+
+
+def read_ahead(make: Callable[[int], T], first: int, last: int, *, workers: int | None = None) -> Iterable[T]:
+    """``make(step)`` for steps ``first`` .. ``last - 1`` in order, made ahead by worker processes.
 
     As long as ``make`` depends on the step alone, a resumed run sees the same batches.
+
+    Args:
+        workers: processes; by default all cores but one, at least one, at most 12.
     """
-    queue: Queue[T | BaseException] = Queue(maxsize=ahead)
-    stop = Event()
+    count = min(12, max(1, len(os.sched_getaffinity(0)) - 1)) if workers is None else workers
+    # fork: a closure over memory-mapped files costs nothing to hand over, and no worker touches a GPU
+    context = "fork" if count else None
+    return DataLoader(
+        _Steps(make, first, last), batch_size=None, num_workers=count, prefetch_factor=3 if count else None,
+        multiprocessing_context=context,
+    )  # fmt: skip
 
-    def work() -> None:
-        try:
-            for step in range(first, last):
-                if stop.is_set():
-                    return
-                queue.put(make(step))
-        except BaseException as error:  # handed to the consumer, who raises it
-            queue.put(error)
 
-    thread = Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        for _ in range(first, last):
-            item = queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        while thread.is_alive():
-            while not queue.empty():
-                queue.get_nowait()
-            thread.join(timeout=0.1)
+def on(batch: D, device: torch.device) -> D:
+    """A dataclass of tensors on a device."""
+    return replace(batch, **{f.name: getattr(batch, f.name).to(device, non_blocking=True) for f in fields(batch)})

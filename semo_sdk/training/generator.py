@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,13 @@ from torch import Tensor, nn
 
 from semo_sdk.config import GeneratorConfig, Strict, preset
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES
+from semo_sdk.errors import InputError
 from semo_sdk.models import flow
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
 from semo_sdk.models.motion_generator import MotionGenerator, align_features
-from semo_sdk.training.loop import LoopConfig, Trainer
+from semo_sdk.models.whisper import fingerprint
+from semo_sdk.training.data import on, read_ahead
+from semo_sdk.training.loop import LoopConfig, Trainer, best_device
 from semo_sdk.training.motion_data import MotionBatch, MotionData
 from semo_sdk.training.teacher import POSE_SIZE, read
 
@@ -44,10 +46,12 @@ class Stage2(nn.Module):
         size = len(batch.target)
         target, reference = g.standardise(batch.target), g.standardise(batch.reference)
         context = g.standardise(batch.context)
-        context = context + c.context_noise * torch.rand(size, 1, 1) * torch.randn_like(context)
+        device = target.device
+        context = context + c.context_noise * torch.rand(size, 1, 1, device=device) * torch.randn_like(context)
         features, heard = align_features(batch.features, batch.available)
-        heard = heard & (torch.rand(size, 1) >= c.drop_speech)
-        t = torch.where(torch.rand(size) < c.at_noise, torch.ones(()), torch.rand(size).clamp(min=0.05))
+        heard = heard & (torch.rand(size, 1, device=device) >= c.drop_speech)
+        t, certain = torch.rand(2, size, device=device)
+        t = torch.where(certain < c.at_noise, 1.0, t.clamp(min=0.05))
         x_t = flow.interpolate(target, torch.randn_like(target), t[:, None, None])
         error = (g(x_t, t, context, reference, features, heard).float() - target) * batch.valid[..., None]
         # the velocity's error is the motion's over t; half that weight keeps small t from ruling
@@ -66,20 +70,20 @@ def rollout_correlation(generator: MotionGenerator, data: MotionData, *, steps: 
         the next clip's speech, the floor.
     """
     truths, results = [], []
+    device = generator.mean.device
     for row in data.held_out:
-        frames = torch.from_numpy(data.frames(row, None))
+        frames = torch.from_numpy(data.frames(row, None)).to(device)
         context = frames[:1].expand(CONTEXT_FRAMES, -1)
         made: list[Tensor] = []
         for end, features in data.passes(row):
             aligned, heard = align_features(torch.from_numpy(features)[None], torch.tensor([CHUNK_FRAMES]))
             noise = torch.randn(1, CHUNK_FRAMES, frames.shape[1], generator=torch.Generator().manual_seed(end))
-            motion = generator.sample(
-                noise, context[None], frames[None, :1], aligned, heard, torch.ones(1), steps=steps
-            )[0]
+            speech = noise.to(device), context[None], frames[None, :1], aligned.to(device), heard.to(device)
+            motion = generator.sample(*speech, torch.ones(1, device=device), steps=steps)[0]
             made.append(motion)
             context = torch.cat([context, motion])[-CONTEXT_FRAMES:]
-        results.append(torch.cat(made))
-        truths.append(frames[: len(results[-1])])
+        results.append(torch.cat(made).cpu())
+        truths.append(frames[: len(results[-1])].cpu())
     if data.taught:
         leading = [(read(x)[:, POSE_SIZE : POSE_SIZE + 2] for x in xs) for xs in (truths, results)]
     else:
@@ -107,29 +111,35 @@ def train(
             checkpoint of the first stage writes the whole model.
 
     Raises:
-        InputError: no data. CheckpointError: no first stage, or see :class:`~semo_sdk.training.loop.Trainer`.
+        InputError: no data, or speech features of other Whisper weights.
+        CheckpointError: no first stage, or see :class:`~semo_sdk.training.loop.Trainer`.
     """
     out = Path(out)
     torch.manual_seed(config.loop.seed)
     model, metadata = load_checkpoint(checkpoint)
     motion_data = MotionData(data)
+    if motion_data.speech != fingerprint(model.whisper):
+        raise InputError(
+            f"the speech features in {data} were made with other Whisper weights than {checkpoint} has; "
+            "make them again with: semo data motion"
+        )
     model.config = model.config.model_copy(update={"generator": config.generator})
     model.generator = MotionGenerator(model.config)
     mean, std = motion_data.statistics()
     model.generator.mean.copy_(torch.from_numpy(mean))
     model.generator.std.copy_(torch.from_numpy(std))
-    stage = Stage2(model.generator, config)
+    device = best_device()
+    stage = Stage2(model.generator, config).to(device)
     trainer = Trainer(config.loop, {"generator": model.generator}, out, resume=resume)
     (out / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
     path = out / "semo.safetensors"
 
-    def batches() -> Iterator[MotionBatch]:
-        for step in range(trainer.step, config.loop.steps):
-            yield motion_data.batch(np.random.default_rng([config.loop.seed, step]), config.batch)
+    def make(step: int) -> MotionBatch:
+        return motion_data.batch(np.random.default_rng([config.loop.seed, step]), config.batch)
 
     def losses(batch: MotionBatch) -> dict[str, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
-            return stage(batch)
+        with torch.autocast(device.type, torch.bfloat16):
+            return stage(on(batch, device))
 
     def on_save() -> None:
         with trainer.averaged():
@@ -139,5 +149,5 @@ def train(
 
     if trainer.step >= config.loop.steps:  # trained already: joins the generator to this first stage
         on_save()
-    trainer.run(batches(), losses, on_save)
+    trainer.run(read_ahead(make, trainer.step, config.loop.steps), losses, on_save)
     return path

@@ -188,11 +188,16 @@ class Trainer:
                 self.ema[k].copy_(state[f"ema/{k}"])
                 moments = {n: state.get(f"optimizer/{n}/{k}") for n in ("step", "exp_avg", "exp_avg_sq")}
                 if moments["step"] is not None:
-                    self.optimizer.state[p] = moments
+                    self.optimizer.state[p] = {n: v.to(p.device) for n, v in moments.items() if v is not None}
         log = self.out / "log.jsonl"
         if log.is_file():
             rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
             self.history = [row for row in rows if row["step"] <= self.step]
+
+
+def best_device() -> torch.device:
+    """The first CUDA GPU where torch sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def plot_losses(history: list[dict[str, float]], path: Path) -> None:

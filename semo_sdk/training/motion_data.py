@@ -22,6 +22,7 @@ from tqdm import tqdm
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FPS, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 from semo_sdk.errors import InputError
 from semo_sdk.models.semo import SemoModel
+from semo_sdk.models.whisper import fingerprint
 from semo_sdk.training.data import PuppetData
 from semo_sdk.training.teacher import POSE_SIZE, UNITS, directions, read
 
@@ -118,7 +119,12 @@ def prepare(
     for key, array in arrays.items():
         np.save(out / f"{key}.partial.npy", array)
         os.replace(out / f"{key}.partial.npy", out / f"{key}.npy")
-    index = {"taught": taught, "width": model.config.motion_dim, "sequences": [vars(r) for r in rows]}
+    index = {
+        "taught": taught,
+        "width": model.config.motion_dim,
+        "speech": fingerprint(model.whisper),
+        "sequences": [vars(r) for r in rows],
+    }
     (out / "sequences.json").write_text(json.dumps(index), encoding="utf-8")
 
 
@@ -249,7 +255,7 @@ class MotionData:
             for name in ("motion", "ends", "features")
         )
         index = json.loads((folder / "sequences.json").read_text(encoding="utf-8"))
-        self.taught, self.width = bool(index["taught"]), int(index["width"])
+        self.taught, self.width, self.speech = bool(index["taught"]), int(index["width"]), str(index["speech"])
         rows = [Sequence(**r) for r in index["sequences"]]
         self.training = [r for r in rows if not r.held_out]
         self.held_out = [r for r in rows if r.held_out]

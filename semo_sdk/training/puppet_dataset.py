@@ -63,6 +63,12 @@ def motion_target(pose: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     return np.concatenate([angles, size, offset, coefficients], -1).astype(np.float32)
 
 
+def pose_of(motion: np.ndarray) -> np.ndarray:
+    """Poses (..., 6) in the 256 crop from auxiliary targets (..., >= 6): the inverse of :func:`motion_target`."""
+    size = np.exp(motion[..., 3:4] / 5) * SCALE_UNIT
+    return np.concatenate([motion[..., :3] / 5, size, motion[..., 4:6] * OFFSET_UNIT + IMAGE_SIZE / 2], -1)
+
+
 @dataclass(frozen=True)
 class _Motion:
     """What a group plays: absolute poses (F, 6) in the 256 crop and coefficients (F, 24)."""

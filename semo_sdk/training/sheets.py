@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from semo_sdk.models.semo import SemoModel
-from semo_sdk.training.data import PuppetData
+from semo_sdk.training.data import PuppetData, on
 from semo_sdk.training.teacher import taught_targets
 
 
@@ -23,36 +23,39 @@ def write_sheet(model: SemoModel, data: PuppetData, path: Path, *, taught: bool,
     training = model.training
     model.eval()
     rng = np.random.default_rng(seed)
+    device = model.encoder.tokens.device
     window = model.config.decoder.temporal_window
     lines = []
     for _ in range(rows):
-        batch = data.batch(rng, groups=1, identities=2, frames=window)
+        batch = on(data.batch(rng, groups=1, identities=2, frames=window), device)
         driver, reference, truth = batch.target[1], batch.reference[:1], batch.target[0]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             latents = model.to_latents(reference)
             reference_motion, appearance, _ = model.encoder.encode(latents)
             reference_motion = reference_motion[:, None]
             known = taught_targets(batch.motion[:1], reference_motion)
             motion = known if taught else model.encoder(model.to_latents(driver))[None]
-            cells = [reference[0], driver[0]]
+            cells, maps = [reference[0], driver[0]], None
             if model.decoder.warp is not None:
-                offsets = model.decoder.warp(appearance, reference_motion, motion)
-                cells.append(model.to_frames(model.vae.warp(latents.expand(window, -1, -1, -1), offsets).float())[0])
+                maps = model.decoder.warp.maps(model.whiten(latents), appearance)
+                moved = model.decoder.warp(appearance, maps, reference_motion, motion)
+                cells.append(model.to_frames(model.vae.warp(latents.expand(window, -1, -1, -1), moved).float())[0])
             cache = torch.stack(
                 [torch.stack(pair, 1) for pair in model.decoder.encode_reference(model.whiten(latents))], 1
             )
-            noise = torch.randn(1, window, *latents.shape[1:]) if model.config.needs_noise else None
+            noise = torch.randn(1, window, *latents.shape[1:], device=device) if model.config.needs_noise else None
             result = model.render(
                 noise,
                 latents,
                 reference_motion,
                 cache if model.config.decoder.cache_reference else None,
                 appearance,
+                maps,
                 motion,
                 steps=model.config.decoder.steps,
             )
         cells += [model.to_frames(result[0].float())[0], truth[0]]
         lines.append(torch.cat(cells, dim=1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(torch.cat(lines, dim=0).numpy()).save(path)
+    Image.fromarray(torch.cat(lines, dim=0).cpu().numpy()).save(path)
     model.train(training)

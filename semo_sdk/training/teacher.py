@@ -11,7 +11,9 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from semo_sdk.models.warp import WarpHead
 
 MOTION_SIZE = 30  # pose: yaw, pitch, roll, log scale, x, y; then 24 expression coefficients
 POSE_SIZE = 6
@@ -29,12 +31,12 @@ def directions(width: int) -> Tensor:
 
 def teach(motion: Tensor, width: int) -> Tensor:
     """Pose and expression (..., 30), see ``motion_target`` -> token (..., width); unknown (NaN) counts as zero."""
-    return motion.nan_to_num(0.0) @ directions(width)
+    return motion.nan_to_num(0.0) @ directions(width).to(motion.device)
 
 
 def read(token: Tensor) -> Tensor:
     """Token (..., width) -> pose and expression (..., 30): the inverse of :func:`teach` on its range."""
-    rows = directions(token.shape[-1])
+    rows = directions(token.shape[-1]).to(token.device)
     return token @ (rows / rows.square().sum(1, keepdim=True)).T
 
 
@@ -52,16 +54,20 @@ def taught_targets(known: Tensor, reference_motion: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def set_levers(levers: nn.Linear) -> None:
-    """Starts the warp's levers as what the teacher wrote: change of pose, and expression, in unit deviations.
+def set_levers(head: WarpHead) -> None:
+    """Starts the levers of a warp head as what the teacher wrote, in unit deviations.
 
-    Args:
-        levers: reads [reference motion, motion - reference motion].
+    Change of pose for the coarse warp; for the maps a constant and the leading expression coefficients.
     """
-    width = levers.in_features // 2
+    width = head.levers.in_features // 2
     rows = directions(width)
     reading = rows / rows.square().sum(1, keepdim=True) * torch.tensor(UNITS)[:, None]
-    levers.weight.zero_()
-    levers.weight[:MOTION_SIZE, width:] = reading
-    levers.weight[POSE_SIZE:MOTION_SIZE, :width] = reading[POSE_SIZE:]
-    levers.bias.zero_()
+    for levers, first in ((head.pose_levers, 0), (head.levers, POSE_SIZE - 1)):
+        count = min(levers.out_features, MOTION_SIZE - first)
+        levers.weight.zero_()
+        levers.bias.zero_()
+        levers.weight[:count, width:] = reading[first : first + count]
+        if first:
+            levers.weight[:count, :width] = reading[first : first + count]
+    head.levers.weight[0].zero_()
+    head.levers.bias[0] = 1.0

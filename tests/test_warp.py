@@ -1,0 +1,59 @@
+"""The warp head: an untrained one leaves the photo alone, maps follow the head, paint covers only what it must."""
+
+from __future__ import annotations
+
+import torch
+
+from semo_sdk.models.graphs import graph_modules
+from semo_sdk.models.semo import SemoModel
+from semo_sdk.models.vae import PatchVae
+from semo_sdk.models.warp import Moved, WarpHead, move
+from tests.conftest import TINY
+
+
+def test_warp_moves_the_image_against_the_offsets() -> None:
+    image = torch.rand(1, 3, 256, 256)
+    shift = torch.zeros(1, 2, 64, 64)
+    torch.testing.assert_close(move(image, shift), image, atol=1e-4, rtol=0)
+    shift[:, 0] = 10 / 128  # every pixel is fetched 10 px further right
+    torch.testing.assert_close(move(image, shift)[..., :-10], image[..., 10:], atol=1e-3, rtol=0)
+
+
+def test_paint_covers_only_where_the_head_is_sure() -> None:
+    image = torch.rand(1, 3, 256, 256) * 2 - 1
+    vae = PatchVae()
+    paint = torch.full((1, 4, 128, 128), -8.0)
+    paint[:, 0], paint[:, 1:3] = 0.5, -0.5
+    paint[:, 3, 60:68, 40:90] = 12.0
+    moved = Moved(torch.zeros(1, 2, 64, 64), torch.zeros(1, 2, 64, 64), paint)
+    painted = vae.decode(vae.warp(vae.encode(image), moved))
+    torch.testing.assert_close(painted[:, :, :116], image[:, :, :116], atol=1e-4, rtol=0)
+    inside = painted[0, :, 124:132, 90:170]
+    torch.testing.assert_close(inside, torch.tensor([0.5, -0.5, -0.5])[:, None, None].expand_as(inside))
+
+
+def test_maps_are_looked_up_where_the_coarse_warp_comes_from() -> None:
+    torch.manual_seed(0)
+    config = TINY
+    head = WarpHead(config).eval()
+    torch.nn.init.normal_(head.out.bias, std=0.05)
+    maps = torch.randn(config.map_shape)[None] * 0.02
+    inputs = torch.randn(1, config.grid**2, config.encoder.hidden), maps, torch.randn(1, 1, 512), torch.randn(1, 3, 512)
+    with torch.no_grad():
+        moved = head(*inputs)
+        still = head(inputs[0], torch.zeros_like(maps), *inputs[2:])
+        assert torch.equal(moved.coarse, still.coarse)
+        assert torch.equal(still.offsets, still.coarse)
+        pair = torch.cat([inputs[2].expand(-1, 3, -1), inputs[3] - inputs[2]], -1)[0]
+        levers = head.levers(pair) + head.bend(pair)
+        answer = torch.einsum("nl,lchw->nchw", levers, maps[0, :, :2])
+        torch.testing.assert_close(moved.offsets - moved.coarse, move(answer, moved.coarse), atol=1e-5, rtol=1e-4)
+
+
+def test_an_untrained_warp_model_shows_the_portrait() -> None:
+    torch.manual_seed(0)
+    model = SemoModel(TINY).eval()
+    image = torch.randint(0, 255, (1, 256, 256, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        frames = graph_modules(model)["render"](*graph_modules(model)["reference"](image), torch.randn(1, 4, 512))[0]
+    assert (frames[0].int() - image.int()).abs().max() <= 1
