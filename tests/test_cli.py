@@ -187,7 +187,7 @@ def test_doctor_knows_this_machine_and_tells_nothing_private() -> None:
     told = json.loads(result.stdout)
     assert told["ok"] and told["ffmpeg"]["ok"] and told["bundle"]["ok"]
     backends = {backend["name"]: backend for backend in told["backends"]}
-    assert set(backends) == {"openvino", "onnxruntime", "torch"} and backends["openvino"]["ok"]
+    assert set(backends) == {"openvino", "onnxruntime", "torch", "tensorrt"} and backends["openvino"]["ok"]
     assert told["cpu"]["usable_cores"] >= 1
     assert os.uname().nodename not in result.stdout and str(Path.home()) not in result.stdout
     text = run("doctor").stdout

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 THREADS = 2  # that decode uploads, and as many that encode frames
 MAX_DECODING = 16  # uploads that are decoded or wait for it
+FAREWELL_SECONDS = 3.0  # connections notice the end within a second and say goodbye
 RETRY_SECONDS = 5.0
 
 
@@ -148,10 +149,12 @@ class Service:
             self._decoding -= 1
 
     async def drain(self) -> None:
-        """Takes no new work; returns when all has ended, or after ``drain_seconds``."""
+        """Takes no new work; returns when all has ended, or ``drain_seconds`` and a moment for farewells later."""
         self.stop_at = time.monotonic() + self.settings.drain_seconds
         log.warning("draining: %d live sessions, %d videos", self.engine.sessions, self.videos.waiting)
-        while time.monotonic() < self.stop_at and (self.engine.sessions or self.videos.waiting):
+        while time.monotonic() < self.stop_at and (self._sessions or self.videos.waiting):
+            await asyncio.sleep(0.1)
+        while time.monotonic() < self.stop_at + FAREWELL_SECONDS and self._sessions:
             await asyncio.sleep(0.1)
 
     def close(self) -> None:
