@@ -177,7 +177,7 @@ class Stage1(nn.Module):
     def _flow_loss(self, predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """Error of the velocity, weighted by region.
 
-        Squared errors make the decoder blur whatever its warp may have misplaced; linear ones leave it as it is.
+        Squared errors make the decoder blur whatever its warp may have misplaced; linear ones do so less.
         """
         size = predicted.shape[-1]
         cells = region_weight(weight, REGION_WEIGHT).flatten(0, 1).unsqueeze(1)
