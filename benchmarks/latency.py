@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -26,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from semo_sdk.benchmarks.report import percentiles, table, write_json
+from semo_sdk.benchmarks.command import deliver, make_parser
+from semo_sdk.benchmarks.report import percentiles, table
 from semo_sdk.constants import FPS, SAMPLE_RATE
 from semo_sdk.errors import InputError, SemoError
 
@@ -279,18 +279,11 @@ def markdown(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="semo bench latency",
-        description="Real-time factor, stages, first-frame latency, cold start, memory.",
-    )
+    parser = make_parser("latency", "Real-time factor, stages, first-frame latency, cold start, memory.")
     parser.add_argument("--photo", type=Path, default=Path("examples/portrait.jpg"))
     parser.add_argument("--speech", type=Path, default=Path("examples/speech.wav"))
-    parser.add_argument("--bundle", default="semo-tiny", help="bundle folder, or the name of the embedded one")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all usable cores")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the result")
     options = parser.parse_args(arguments)
     result = run(
         options.photo,
@@ -301,9 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         threads=options.threads,
         repeats=options.repeats,
     )
-    if options.json:
-        write_json(options.json, result)
-    sys.stdout.write(markdown(result) + "\n")
+    deliver(result, options.json, markdown(result))
 
 
 if __name__ == "__main__":

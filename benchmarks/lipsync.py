@@ -11,8 +11,6 @@ far from 0), what is left of both when that rhythm is taken out, the loudness of
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from semo_sdk.benchmarks import mouth
-from semo_sdk.benchmarks.report import table, write_json
+from semo_sdk.benchmarks.command import add_footage, deliver, make_parser
+from semo_sdk.benchmarks.report import table
 from semo_sdk.benchmarks.sheet import Row, contact_sheet
 from semo_sdk.constants import SAMPLES_PER_FRAME
 from semo_sdk.errors import InputError
@@ -222,19 +221,9 @@ def markdown(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="semo bench lipsync",
-        description="Mouth opening of generated videos against the real ones of the same audio.",
-    )
-    parser.add_argument("--clips", type=Path, required=True, help="folder of talking-head videos with sound")
-    parser.add_argument("--portraits", type=Path, required=True, help="folder of photos")
-    parser.add_argument("--bundle", default="semo-tiny", help="bundle folder, or the name of the embedded one")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--latency", default="quality", choices=["quality", "balanced", "low"])
-    parser.add_argument("--count", type=int, default=12, help="pairs of clip and portrait")
+    parser = make_parser("lipsync", "Mouth opening of generated videos against the real ones of the same audio.")
+    add_footage(parser, counts="pairs of clip and portrait")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG)")
-    parser.add_argument("--json", type=Path, help="write the result")
     options = parser.parse_args(arguments)
     result = run(
         options.clips,
@@ -246,9 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         count=options.count,
         sheet=options.sheet,
     )
-    if options.json:
-        write_json(options.json, result)
-    sys.stdout.write(markdown(result) + "\n")
+    deliver(result, options.json, markdown(result))
 
 
 if __name__ == "__main__":

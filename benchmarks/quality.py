@@ -10,10 +10,8 @@ reported as *not computed*, with the reason.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +24,13 @@ from tqdm import tqdm
 from semo_sdk.animator import Animator
 from semo_sdk.benchmarks import baselines, endurance, generation, identity
 from semo_sdk.benchmarks.baselines import puppet_runs, vae_round_trip
+from semo_sdk.benchmarks.command import add_footage, deliver, make_parser
 from semo_sdk.benchmarks.footage import Footage, load_footage
 from semo_sdk.benchmarks.learned import DISTANCES, Distance, check_distances
 from semo_sdk.benchmarks.lipsync import HELD_OUT_CLIPS, HELD_OUT_PORTRAITS, IMAGE_SUFFIXES, VIDEO_SUFFIXES, held_out
 from semo_sdk.benchmarks.quality_page import Gallery, write_page
 from semo_sdk.benchmarks.quality_tables import markdown, targets
 from semo_sdk.benchmarks.reconstruction import reconstruct
-from semo_sdk.benchmarks.report import write_json
 from semo_sdk.bundle import Bundle
 from semo_sdk.constants import SAMPLES_PER_FRAME
 from semo_sdk.errors import InputError, MissingDependencyError
@@ -251,23 +249,16 @@ def rounded(value: Any) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="semo bench quality",
-        description="Reconstruction, audio-driven generation, long runs and silence, with baselines: JSON and a page.",
+    parser = make_parser(
+        "quality",
+        "Reconstruction, audio-driven generation, long runs and silence, with baselines: JSON and a page.",
     )
-    parser.add_argument("--clips", type=Path, required=True, help="folder of talking-head videos with sound")
-    parser.add_argument("--portraits", type=Path, required=True, help="folder of photos")
+    add_footage(parser, counts="clips and portraits")
     parser.add_argument("--others", type=Path, help="folder of videos of people that training never saw")
-    parser.add_argument("--bundle", default="semo-tiny", help="bundle folder, or the name of the embedded one")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--latency", default="quality", choices=["quality", "balanced", "low"])
-    parser.add_argument("--count", type=int, default=12, help="clips and portraits")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the long run")
     parser.add_argument("--seed", type=int, default=0, help="of the generated motion")
     parser.add_argument("--videos", type=int, default=3, help="videos of each kind on the page")
     parser.add_argument("--out", type=Path, help="write a page (HTML) and its videos")
-    parser.add_argument("--json", type=Path, help="write the result")
     parser.add_argument("--no-learned", action="store_true", help="leave out LPIPS, FID, FVD and EfficientNet-Lite0")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
@@ -287,9 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         distances=() if options.no_learned else DISTANCES,
         progress=not options.quiet,
     )
-    if options.json:
-        write_json(options.json, result)
-    sys.stdout.write(markdown(result) + "\n")
+    deliver(result, options.json, markdown(result))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from semo_sdk.benchmarks import quality_tables
 from semo_sdk.benchmarks.faces import FaceSeries
 from semo_sdk.benchmarks.footage import Footage
 from semo_sdk.constants import FPS, IMAGE_SIZE
+from semo_sdk.files import write_text
 from semo_sdk.media.image import Portrait
 from semo_sdk.media.video import VideoWriter
 
@@ -119,11 +119,9 @@ def line_plot(
 
 
 def write_page(path: Path, result: Mapping[str, Any], gallery: Gallery) -> None:
-    """Writes the page under a temporary name, then renames it."""
+    """Writes the page."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(page(result, gallery), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, page(result, gallery))
 
 
 def page(result: Mapping[str, Any], gallery: Gallery) -> str:

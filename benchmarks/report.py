@@ -9,7 +9,6 @@ replaces what stands between ``<!-- latency -->`` and ``<!-- end latency -->`` i
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from semo_sdk.files import write_text
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -31,11 +32,9 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes a result under a temporary name, then renames it."""
+    """Writes a result."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(result, indent=2) + "\n")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

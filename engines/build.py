@@ -29,11 +29,11 @@ from semo_sdk.backends.tensorrt_api import Flavour, Gpu, gpu, installed_flavours
 from semo_sdk.bundle import Bundle
 from semo_sdk.engines.check import Samples, build_safely, make_samples
 from semo_sdk.engines.compile import compile_graph
-from semo_sdk.engines.files import folder_for, write_bytes
 from semo_sdk.engines.plan import STORED, GraphPlan, plan_graph
 from semo_sdk.engines.precision import graph_bytes
 from semo_sdk.engines.recipes import PRECISIONS, Recipe, choose_recipe
 from semo_sdk.errors import ConfigError, EngineMismatchError
+from semo_sdk.files import replacing_folder
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def build_engines(
     runs_here = device_here is not None and recipe.fits(device_here)
     samples = _samples(bundle, min(2, sessions)) if runs_here else None
     timings = folder.parent / f"timing-{re.sub('[^A-Za-z0-9.]+', '-', f'{flavour.version}-{device.gpu}')}.cache"
-    with folder_for(folder) as work:
+    with replacing_folder(folder) as work:
         open_engine = partial(_open, flavour) if runs_here else None
         engines = {
             name: _build(bundle, plan, flavour, work, open_engine, samples, timings, progress)
@@ -148,7 +148,7 @@ def build_engines(
             seconds=round(perf_counter() - started, 3),
             engines=engines,
         )
-        write_bytes(work / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
+        (work / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return BuildReport(folder, manifest, reused=False)
 
 
@@ -189,7 +189,7 @@ def _build(
     opener = None if open_engine is None else partial(open_engine, plan.spec)
     compiled, precision, attempts = build_safely(plan.spec, plan.precision, build, opener, samples)
     file = f"{name}.engine"
-    write_bytes(work / file, compiled.data)
+    (work / file).write_bytes(compiled.data)
     return EngineFile(
         file=file,
         sha256=hashlib.sha256(compiled.data).hexdigest(),

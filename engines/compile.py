@@ -10,10 +10,10 @@ from time import perf_counter
 from typing import Any
 
 from semo_sdk.backends.tensorrt_api import DTYPES, Flavour, check_io, logger, network_io
-from semo_sdk.engines.files import write_bytes
 from semo_sdk.engines.plan import GraphPlan
 from semo_sdk.engines.progress import monitor
 from semo_sdk.errors import EngineError, EngineMismatchError
+from semo_sdk.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ def compile_graph(
     if data is None:
         raise EngineError(f"{flavour.title} {flavour.version} cannot build graph {name!r}: {messages.last}")
     if timings is not None:
-        write_bytes(timings, bytes(config.get_timing_cache().serialize()))
+        with replacing(timings) as temporary:
+            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
     return Compiled(bytes(data), arithmetic(trt, network), perf_counter() - started)
 
 

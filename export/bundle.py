@@ -17,7 +17,8 @@ from semo_sdk.export.graph import export_graph
 from semo_sdk.export.parity import ParityReport, check_parity
 from semo_sdk.export.precision import check_types, protect_float32
 from semo_sdk.export.weights import WeightIndex, share_weights
-from semo_sdk.export.writer import bundle_folder, sdk_version, write_manifest, write_text
+from semo_sdk.export.writer import bundle_folder, sdk_version, write_manifest
+from semo_sdk.files import write_text
 
 if TYPE_CHECKING:
     from semo_sdk.models.semo import SemoModel

@@ -1,11 +1,8 @@
-"""Writes bundles: everything goes to a temporary folder beside the target, which is then renamed."""
+"""Writes bundles."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +12,7 @@ from typing import Any
 from semo_sdk.bundle import CARD_FILE, CONFIG_FILE, FORMAT_VERSION, MANIFEST_FILE, sha256_file
 from semo_sdk.config import SemoConfig
 from semo_sdk.errors import BundleError
+from semo_sdk.files import replacing_folder, write_text
 
 
 def sdk_version() -> str:
@@ -38,19 +36,9 @@ def bundle_folder(out: str | Path, *, force: bool = False) -> Iterator[Path]:
     """
     out = Path(out).absolute()
     _refuse(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
-    folder.mkdir()
-    try:
+    with replacing_folder(out) as folder:
         yield folder
         _refuse(out, force)
-        old = out.with_name(f".{out.name}.old-{secrets.token_hex(4)}")
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_manifest(
@@ -79,13 +67,6 @@ def write_manifest(
         "metrics": dict(metrics),
     }
     write_text(folder / MANIFEST_FILE, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name, then renames it."""
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _refuse(out: Path, force: bool) -> None:

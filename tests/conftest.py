@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,7 +21,10 @@ from semo_sdk.pipeline.stream import Chunk
 from semo_sdk.session import Session
 
 if TYPE_CHECKING:
+    import httpx
+
     from semo_sdk.models.semo import SemoModel
+    from tests.serving_tools import Running
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -178,3 +181,22 @@ def open_session(graphs: Graphs, reference: Reference, begin: Callable[..., Stre
         return Session(graphs, reference, begin(latency, seed))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, portrait: Portrait) -> Iterator[Running]:
+    """A server with low limits."""
+    from tests.serving_tools import serving
+
+    limits: dict[str, Any] = {"image_pixels": 2_000_000, "audio_seconds": 10, "image_bytes": 3_000_000}
+    with serving(tmp_path_factory.mktemp("serving"), portrait, **limits) as server:
+        yield server
+
+
+@pytest.fixture
+def http(running: Running) -> Iterator[httpx.Client]:
+    """Plain HTTP to that server."""
+    import httpx
+
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        yield client

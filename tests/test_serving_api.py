@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -20,19 +18,6 @@ from tests.conftest import random_speech
 from tests.serving_tools import Running, error_of, serving, wait_for, wav
 
 SPEECH = wav(random_speech(16_000))
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, portrait: Portrait) -> Iterator[Running]:
-    limits: dict[str, Any] = {"image_pixels": 2_000_000, "audio_seconds": 10, "image_bytes": 3_000_000}
-    with serving(tmp_path_factory.mktemp("serving"), portrait, **limits) as server:
-        yield server
-
-
-@pytest.fixture
-def http(running: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.url, timeout=60) as client:
-        yield client
 
 
 def test_a_video_from_upload_to_download(running: Running, portrait_path: Path, tmp_path: Path) -> None:

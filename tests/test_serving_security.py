@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -25,19 +24,6 @@ from tests.conftest import random_speech
 from tests.serving_tools import Running, error_of, png, serving, wav
 
 SPEECH = wav(random_speech(16_000))
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, portrait: Portrait) -> Iterator[Running]:
-    limits: dict[str, Any] = {"image_pixels": 2_000_000, "audio_seconds": 10, "image_bytes": 3_000_000}
-    with serving(tmp_path_factory.mktemp("serving"), portrait, **limits) as server:
-        yield server
-
-
-@pytest.fixture
-def http(running: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.url, timeout=60) as client:
-        yield client
 
 
 @pytest.mark.parametrize(

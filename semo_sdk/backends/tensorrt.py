@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import secrets
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from semo_sdk.backends.info import BackendInfo, check_precision
 from semo_sdk.backends.tensorrt_api import Flavour, check_io, engine_io, gpu, installed_flavours, logger
 from semo_sdk.bundle import Bundle
 from semo_sdk.errors import BackendUnavailableError, EngineError, EngineMismatchError
+from semo_sdk.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -129,12 +128,10 @@ class TensorRtEngine:
     def _keep_kernels(self) -> None:
         if self._cache is None or self._kernels is None:
             return
-        temporary = self._kernels.with_name(f".{self._kernels.name}.tmp-{secrets.token_hex(4)}")
         try:
-            temporary.write_bytes(bytes(self._cache.serialize()))
-            os.replace(temporary, self._kernels)
+            with replacing(self._kernels) as temporary:
+                temporary.write_bytes(bytes(self._cache.serialize()))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             log.info("compiled kernels are not kept: %s", error)
 
     def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from semo_sdk.config import parse_config
 from semo_sdk.errors import CheckpointError, ConfigError
+from semo_sdk.files import replacing
 from semo_sdk.models.semo import SemoModel
 
 
@@ -33,9 +33,8 @@ def save_checkpoint(
         for k, v in model.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(state, temporary, {**(metadata or {}), "config": model.config.model_dump_json()})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(state, temporary, {**(metadata or {}), "config": model.config.model_dump_json()})
 
 
 def load_checkpoint(path: str | Path) -> tuple[SemoModel, dict[str, str]]:

@@ -78,8 +78,7 @@ class PatchVae(Vae):
         return F.pixel_shuffle(F.conv2d(latents.float(), weight, groups=3), 8).to(latents.dtype)
 
     def warp(self, latents: Tensor, moved: Moved) -> Tensor:
-        image = self.decode(latents.float())
-        return self.encode(cover(move(image, moved.offsets), moved.paint)).to(latents.dtype)
+        return self.encode(self.warp_pixels(latents, moved, 1)[:, 0]).to(latents.dtype)
 
     def warp_pixels(self, latents: Tensor, moved: Moved, frames: int) -> Tensor:
         """Pixels (B, frames, 3, 256, 256) float32 of an image (B, C, h, w), moved and painted over."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from semo_sdk.constants import SAMPLE_RATE
 from semo_sdk.errors import InputError, MissingDependencyError
+from semo_sdk.files import replacing
 from semo_sdk.serving.client_live import Live, LiveEvent, LiveFrame, ServerError, raise_problem
 
 __all__ = ["Client", "Live", "LiveEvent", "LiveFrame", "ServerError"]
@@ -112,17 +113,13 @@ class Client:
     def download(self, video_id: str, path: str | Path) -> Path:
         """Saves a finished video; the file appears under its name when it is complete."""
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.part")
-        try:
-            with self._http.stream("GET", f"/v1/videos/{video_id}/content") as answer, temporary.open("wb") as file:
-                if answer.is_error:
-                    answer.read()
-                    raise_problem(answer.status_code, answer.content, answer.headers.get("Retry-After"))
+        with self._http.stream("GET", f"/v1/videos/{video_id}/content") as answer, replacing(target) as temporary:
+            if answer.is_error:
+                answer.read()
+                raise_problem(answer.status_code, answer.content, answer.headers.get("Retry-After"))
+            with temporary.open("wb") as file:
                 for piece in answer.iter_bytes():
                     file.write(piece)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
         return target
 
     def make_video(self, image: Source, audio: Source, path: str | Path, **settings: Any) -> Path:

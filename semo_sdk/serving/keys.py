@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from semo_sdk.errors import ConfigError
+from semo_sdk.files import replacing
 
 __all__ = ["ANYBODY", "Keys", "add_key"]
 
@@ -97,9 +96,9 @@ def add_key(path: Path, name: str) -> str:
         entries = _entries(path) if path.exists() else []
         entry = {"id": f"key_{secrets.token_hex(8)}", "name": name, "sha256": _hash(key).hex()}
         content = {"keys": [*entries, {**entry, "created_at": int(time.time())}]}
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:  # mode 0600
-            json.dump(content, file, indent=1)
-        os.replace(file.name, path)
+        with replacing(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: the key cannot be added ({error})") from error
     return key

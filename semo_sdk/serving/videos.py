@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import shutil
 import threading
@@ -20,6 +19,7 @@ import numpy as np
 from semo_sdk.clip import fit_audio
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import CapacityError, SemoError
+from semo_sdk.files import write_text
 from semo_sdk.media.video import VideoWriter
 from semo_sdk.pipeline.stream import frames_in
 from semo_sdk.serving.engine import Engine
@@ -220,9 +220,7 @@ class Videos:
         record = {name: getattr(video, name) for name in SAVED}
         target = self._folder / f"{video.id}.json"
         try:
-            temporary = target.with_suffix(".tmp")
-            temporary.write_text(json.dumps(record), encoding="utf-8")
-            os.replace(temporary, target)
+            write_text(target, json.dumps(record))
         except OSError as error:
             log.warning("a finished video could not be noted for restarts: %s", error.strerror)
 

@@ -32,9 +32,8 @@ REGION_WEIGHT = (0.5, 1.0, 4.0, 8.0)  # background, face, mouth and eyes, inside
 FIELD_WEIGHT = (0.3, 1.0, 12.0, 0.5)  # between the lips the warp is painted over
 COARSE_WEIGHT = (0.3, 1.0, 1.0, 1.0)
 PAINT_WEIGHT = (0.02, 0.2, 2.0, 4.0)
-ENTRY_WEIGHT = (
-    (2 / 45.6,) * 6 + (4 / 45.6,) * 6 + (1 / 45.6,) * 6 + (0.3 / 45.6,) * 12
-)  # the last ones are mostly noise
+# Of pose and expression in the token's loss; their sum is 1. The last ones are mostly noise.
+ENTRY_WEIGHT = tuple(w / 45.6 for w in (*(2.0,) * 6, *(4.0,) * 6, *(1.0,) * 6, *(0.3,) * 12))
 SURFACE_SIZE = 4  # place on the mean face (3), and whether the cell is inside an open mouth
 
 
@@ -258,8 +257,9 @@ def train(
     if config.only_flow:
         if init is None:
             raise ConfigError("only_flow trains the flow of an encoder and a warp that are there: give it init")
-        for frozen in (model.encoder, *([model.decoder.warp] if model.decoder.warp else [])):
-            frozen.requires_grad_(False)
+        model.encoder.requires_grad_(False)
+        if model.decoder.warp is not None:
+            model.decoder.warp.requires_grad_(False)
     load_whisper(model.whisper, whisper)
     device = best_device()
     stage = Stage1(model, config).to(device)

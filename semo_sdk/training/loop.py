@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from semo_sdk.config import Strict
 from semo_sdk.errors import CheckpointError
+from semo_sdk.files import replacing
 
 STATE = "state.safetensors"
 
@@ -160,9 +160,8 @@ class Trainer:
             tensors[f"weight/{k}"], tensors[f"ema/{k}"] = p.detach(), self.ema[k]
             for name, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"optimizer/{name}/{k}"] = value.detach().reshape(value.shape)
-        temporary = self.out / (STATE + ".tmp")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
-        os.replace(temporary, self.out / STATE)
+        with replacing(self.out / STATE) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
         log = self.out / "log.jsonl"
         log.write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")
         plot_losses(self.history, self.out / "loss.png")

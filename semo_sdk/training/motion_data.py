@@ -8,7 +8,6 @@ groups: the same speech with other faces, so that the generator learns to keep w
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FPS, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 from semo_sdk.errors import InputError
+from semo_sdk.files import replacing, write_text
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.models.whisper import fingerprint
 from semo_sdk.training.data import PuppetData
@@ -117,15 +117,15 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     arrays = {"motion": np.concatenate(motion), "ends": np.stack(ends), "features": np.stack(features)}
     for key, array in arrays.items():
-        np.save(out / f"{key}.partial.npy", array)
-        os.replace(out / f"{key}.partial.npy", out / f"{key}.npy")
+        with replacing(out / f"{key}.npy") as temporary:
+            np.save(temporary, array)
     index = {
         "taught": taught,
         "width": model.config.motion_dim,
         "speech": fingerprint(model.whisper),
         "sequences": [vars(r) for r in rows],
     }
-    (out / "sequences.json").write_text(json.dumps(index), encoding="utf-8")
+    write_text(out / "sequences.json", json.dumps(index))
 
 
 def _taught_motion(puppets: Path) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from semo_sdk.errors import VideoError
+from semo_sdk.files import replacing
 from semo_sdk.training import puppet_geometry as geometry
 
 __all__ = ["COMPONENTS", "Driver", "DriverClip", "read_frames", "smooth_clip", "track_clip"]
@@ -153,9 +154,8 @@ class Driver:
 
     def save(self, path: Path) -> None:
         """Writes an ``.npz`` file."""
-        temporary = path.with_suffix(".partial.npz")
-        np.savez(temporary, **{name: getattr(self, name) for name in self.__dataclass_fields__})
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            np.savez(temporary, **{name: getattr(self, name) for name in self.__dataclass_fields__})
 
     @classmethod
     def load(cls, path: Path) -> Driver:
