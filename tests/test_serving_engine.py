@@ -14,7 +14,7 @@ from semo_sdk.pipeline.state import StreamState
 from semo_sdk.pipeline.stream import drain
 from semo_sdk.serving.capacity import Capacity
 from semo_sdk.serving.engine import Engine
-from semo_sdk.serving.speech import Event, Frame
+from semo_sdk.serving.speech import Event, Frame, Kind
 from tests.conftest import random_speech
 from tests.serving_tools import LIGHT
 from tests.serving_world import World, events, frames, pixels, sound
@@ -176,8 +176,9 @@ def test_recordings_are_the_offline_frames_and_yield_to_live_sessions(world: Wor
 
 def test_admission_follows_what_was_measured() -> None:
     capacity = Capacity(utilisation=0.8)
-    capacity.seconds = {(4, 1): 0.04, (4, 2): 0.06, (16, 1): 0.1}
-    assert capacity.share(4) == pytest.approx(0.03 * 25 / 4) and capacity.sessions(4) == 4
+    low, quality = Kind(4), Kind(16)
+    capacity.seconds = {(low, 1): 0.04, (low, 2): 0.06, (quality, 1): 0.1}
+    assert capacity.share(low) == pytest.approx(0.03 * 25 / 4) and capacity.sessions(low) == 4
     world = World(capacity=capacity)
     sessions = [world.open() for _ in range(4)]
     with pytest.raises(CapacityError, match="4 live sessions") as refused:
@@ -186,14 +187,15 @@ def test_admission_follows_what_was_measured() -> None:
     sessions[0].close()
     world.open()
     for _ in range(200):
-        capacity.observe(4, 1, 0.08)  # the machine got slower
-    assert capacity.sessions(4) == 2
+        capacity.observe(low, 1, 0.08)  # the machine got slower
+    assert capacity.sessions(low) == 2
 
 
 def test_the_machine_is_measured_and_useless_batches_are_left_out(world: World) -> None:
     world.engine.calibrate()
-    assert world.engine.sizes[0] == 1 and world.engine.capacity.sessions(4) >= 1
-    assert {hop for hop, _ in world.engine.capacity.seconds} == {4, 8, 16}
+    assert world.engine.sizes[0] == 1 and world.engine.capacity.sessions(Kind(4)) >= 1
+    kinds = {kind for kind, _ in world.engine.capacity.seconds}
+    assert kinds == {Kind(hop, every) for hop in (4, 8, 16) for every in (1, 2)}
     world = World(sizes=(2, 4))
     world.engine.calibrate(prune=False)
     assert world.engine.sizes == (2, 4)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FPS, SAMPLES_PER_FRAME
+from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from semo_sdk.pipeline.features import encode_audio, extend_window
 from semo_sdk.pipeline.graphs import Graphs
 from semo_sdk.pipeline.motion import generate_motion
@@ -39,7 +39,7 @@ class Chunk:
     """Some frames and exactly the sound that belongs to them.
 
     Attributes:
-        frames: (n, 256, 256, 3) uint8 RGB.
+        frames: (n, 256, 256, 3) uint8 RGB; every second one of n, where a pass was asked for half the frame rate.
         audio: (n * 640,) float32 mono 16 kHz in [-1, 1]; zeros fill up the very last frame of the speech.
         motion: (n, D) float32 motion tokens of the frames.
         index: number of the first frame, from 0.
@@ -61,7 +61,7 @@ class Chunk:
     @property
     def duration(self) -> float:
         """Seconds that the chunk lasts."""
-        return len(self) / FPS
+        return len(self.audio) / SAMPLE_RATE
 
     def __repr__(self) -> str:
         return f"Chunk(start_time={self.start_time:.2f} s, duration={self.duration:.2f} s, frames={self.frames.shape})"
@@ -178,13 +178,16 @@ def step(graphs: Graphs, reference: Reference, state: StreamState) -> tuple[Chun
     return step_batch(graphs, reference, [state])[0]
 
 
-def step_batch(graphs: Graphs, reference: Reference, states: Sequence[StreamState]) -> list[tuple[Chunk, StreamState]]:
+def step_batch(
+    graphs: Graphs, reference: Reference, states: Sequence[StreamState], *, every: int = 1
+) -> list[tuple[Chunk, StreamState]]:
     """:func:`step` for several speakers in one launch of each graph.
 
     Args:
         graphs: the model.
         reference: of the B speakers, see :func:`semo_sdk.pipeline.reference.stack_references`.
         states: B of them, all with the same hop.
+        every: 1 draws all frames; 2 draws every second one, the first included. Motion and sound stay whole.
 
     Returns:
         For each speaker what :func:`step` returns.
@@ -198,16 +201,17 @@ def step_batch(graphs: Graphs, reference: Reference, states: Sequence[StreamStat
         raise ValueError(f"one launch draws one hop, got {sorted({state.hop for state in states})}")
     plans = plan_batch(graphs, reference, states)
     # Models whose temporal window is longer than the hop also see the tokens that the next pass will redo.
-    drawn = max(hop, launch_size(graphs.config, hop))
+    wanted = -(-hop // every)
+    drawn = max(wanted, launch_size(graphs.config, wanted))
     frames = render(
         graphs,
         reference,
-        np.stack([made.tokens[:drawn] for made, _ in plans]),
+        np.stack([made.tokens[::every][:drawn] for made, _ in plans]),
         seed=[state.seed for state in states],
         pass_index=[state.pass_index for state in states],
     )
     return [
-        (Chunk(pictures[: made.count], made.audio, made.tokens[: made.count], made.index), after)
+        (Chunk(pictures[: -(-made.count // every)], made.audio, made.tokens[: made.count], made.index), after)
         for pictures, (made, after) in zip(frames, plans, strict=True)
     ]
 

@@ -14,6 +14,7 @@ from semo_sdk.pipeline.graphs import Graphs
 from semo_sdk.pipeline.reference import Reference, encode_reference, stack_references
 from semo_sdk.pipeline.state import LATENCIES, StreamState
 from semo_sdk.pipeline.stream import step_batch
+from semo_sdk.serving.speech import Kind
 
 __all__ = ["Capacity"]
 
@@ -26,7 +27,7 @@ BASE_RETRY_SECONDS = 30.0  # how long a session lasts, before any has ended
 
 
 class Capacity:
-    """Seconds of a pass by (hop, batch size), and what follows for admission.
+    """Seconds of a pass by (kind, batch size), and what follows for admission.
 
     Args:
         utilisation: share of the machine's time that live sessions may fill.
@@ -36,12 +37,12 @@ class Capacity:
     def __init__(self, utilisation: float = 0.8, max_sessions: int = 64) -> None:
         self.utilisation = utilisation
         self.max_sessions = max_sessions
-        self.seconds: dict[tuple[int, int], float] = {}
+        self.seconds: dict[tuple[Kind, int], float] = {}
         self.slowdown = 1.0  # passes take so many times as long as when they were measured
         self._lifetime = BASE_RETRY_SECONDS
 
     def calibrate(self, graphs: Graphs, latencies: Sequence[str], sizes: Sequence[int], *, prune: bool) -> list[int]:
-        """Compiles and times every pass that may be asked for.
+        """Compiles and times every pass that may be asked for, at the whole and at half the frame rate.
 
         Args:
             graphs: the model.
@@ -54,60 +55,65 @@ class Capacity:
         """
         picture = np.random.default_rng(0).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
         reference = encode_reference(graphs, picture)
-        main = LATENCIES[latencies[0]]
+        kinds = [Kind(LATENCIES[latency], every) for every in (1, 2) for latency in latencies]
+        main = kinds[0]
         kept: list[int] = []
         for size in sizes:
             stacked = stack_references([reference] * size)
-            seconds = self._time(graphs, stacked, size, latencies[0])
+            seconds = self._time(graphs, stacked, size, main)
             if prune and kept and seconds / size > WORTH * self.seconds[main, kept[-1]] / kept[-1]:
                 break
             kept.append(size)
             self.seconds[main, size] = seconds
-            for latency in latencies[1:]:
-                self.seconds[LATENCIES[latency], size] = self._time(graphs, stacked, size, latency)
-        found = ", ".join(f"{hop} frames x {size}: {1000 * t:.0f} ms" for (hop, size), t in self.seconds.items())
+            for kind in kinds[1:]:
+                self.seconds[kind, size] = self._time(graphs, stacked, size, kind)
+        found = ", ".join(
+            f"{kind.hop} frames at {FPS / kind.every:g} a second x {size}: {1000 * t:.0f} ms"
+            for (kind, size), t in self.seconds.items()
+        )
         log.info("measured passes: %s", found)
         return kept
 
     @staticmethod
-    def _time(graphs: Graphs, stacked: Reference, size: int, latency: str) -> float:
+    def _time(graphs: Graphs, stacked: Reference, size: int, kind: Kind) -> float:
         """Seconds of a pass: the fastest of some, after one that compiles."""
+        latency = next(name for name, hop in LATENCIES.items() if hop == kind.hop)
         start = StreamState.start(graphs.config, stacked.motion[0], latency=latency, seed=0, guidance=None)
-        state = start.push(np.zeros(start.hop * SAMPLES_PER_FRAME, np.float32))
+        state = start.push(np.zeros(kind.hop * SAMPLES_PER_FRAME, np.float32))
         taken = []
         for _ in range(1 + REPEATS):
             begun = time.perf_counter()
-            step_batch(graphs, stacked, [state] * size)
+            step_batch(graphs, stacked, [state] * size, every=kind.every)
             taken.append(time.perf_counter() - begun)
         return min(taken[1:])
 
-    def observe(self, hop: int, size: int, seconds: float) -> None:
+    def observe(self, kind: Kind, size: int, seconds: float) -> None:
         """A pass took so long."""
-        measured = self.seconds.get((hop, size))
+        measured = self.seconds.get((kind, size))
         if measured:
             self.slowdown += SMOOTHING * (seconds / measured - self.slowdown)
 
-    def pass_seconds(self, hop: int, size: int | None = None) -> float:
+    def pass_seconds(self, kind: Kind, size: int | None = None) -> float:
         """How long a pass takes now, 0 if that is not known; by default one of the largest batch."""
-        known = [t for (h, s), t in self.seconds.items() if h == hop and size in (None, s)]
+        known = [t for (k, s), t in self.seconds.items() if k == kind and size in (None, s)]
         return max(known, default=0.0) * self.slowdown
 
-    def share(self, hop: int) -> float:
-        """Of the machine's time that one live session with this hop takes, 0 if that is not known."""
-        costs = [t / size for (h, size), t in self.seconds.items() if h == hop]
-        return min(costs, default=0.0) * self.slowdown * FPS / hop
+    def share(self, kind: Kind) -> float:
+        """Of the machine's time that one live session of this kind takes, 0 if that is not known."""
+        costs = [t / size for (k, size), t in self.seconds.items() if k == kind]
+        return min(costs, default=0.0) * self.slowdown * FPS / kind.hop
 
-    def sessions(self, hop: int) -> int:
-        """How many live sessions with this hop fit on the machine, none of them late."""
-        share = self.share(hop)
+    def sessions(self, kind: Kind) -> int:
+        """How many live sessions of this kind fit on the machine, none of them late."""
+        share = self.share(kind)
         return self.max_sessions if share <= 0 else min(max(math.floor(self.utilisation / share), 1), self.max_sessions)
 
-    def fits(self, hops: Iterable[int], new: int) -> bool:
-        """Whether a session with hop ``new`` fits beside sessions with these hops. One alone always does."""
-        there = list(hops)
+    def fits(self, kinds: Iterable[Kind], new: Kind) -> bool:
+        """Whether a session of kind ``new`` fits beside sessions of these kinds. One alone always does."""
+        there = list(kinds)
         if not there:
             return True
-        load = sum(self.share(hop) for hop in there)
+        load = sum(self.share(kind) for kind in there)
         return len(there) < self.max_sessions and load + self.share(new) <= self.utilisation
 
     def left(self, seconds: float) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from semo_sdk.errors import CapacityError, ConfigError, EngineError, SemoError
+from semo_sdk.constants import FPS, IMAGE_SIZE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from semo_sdk.errors import CapacityError, ConfigError, EngineError, InputError, SemoError
 from semo_sdk.media.image import Portrait
 from semo_sdk.pipeline.graphs import Graphs
 from semo_sdk.pipeline.reference import Reference, encode_reference
@@ -23,7 +24,7 @@ from semo_sdk.serving.capacity import Capacity
 from semo_sdk.serving.launcher import Launcher
 from semo_sdk.serving.recording import Recording
 from semo_sdk.serving.session import LiveSession
-from semo_sdk.serving.speech import Observer, Pace
+from semo_sdk.serving.speech import Kind, Observer, Pace, Work
 
 __all__ = ["Engine"]
 
@@ -33,6 +34,8 @@ CLOSED = "the server is shutting down"
 POLL_SECONDS = 0.02  # how often sessions are asked whether time alone made them want a pass
 PATIENCE_SECONDS = 1.0  # a recording gets a pass after this long, however busy the live sessions are
 FAILURES = 3  # passes in a row that failed for everybody: the engine is broken
+REVIVE_SECONDS = 2.0  # between two tries of a broken engine
+CLOSE_SECONDS = 10.0  # for the pass that is running; a thread that hangs in native code is left behind
 
 
 class Engine:
@@ -72,7 +75,8 @@ class Engine:
     ) -> None:
         if not sizes or list(sizes) != sorted(set(sizes)) or not 1 <= sizes[0] <= sizes[-1] <= 8:
             raise ConfigError(f"batch sizes must ascend from 1 to 8, got {list(sizes)}")
-        self.hops = [hop_of(latency) for latency in latencies]
+        kinds = [Kind(hop_of(latency)) for latency in latencies]
+        self.kind = kinds[0]  # of sessions that do not choose
         self.graphs = graphs
         self.latencies = tuple(latencies)
         self.capacity = capacity or Capacity()
@@ -84,6 +88,7 @@ class Engine:
         self._live: list[LiveSession] = []
         self._recordings: list[Recording] = []
         self._recorded = 0.0  # when a recording last had a pass
+        self._tried = 0.0  # when a broken engine was last tried
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -126,25 +131,32 @@ class Engine:
         seed: int = 0,
         expressiveness: float | None = None,
         state: StreamState | None = None,
+        fps: float = FPS,
     ) -> LiveSession:
         """A live session.
 
         Args:
             reference: from :meth:`encode`.
             latency, seed, expressiveness: as for :meth:`semo_sdk.Animator.session`.
-            state: goes on from it instead, see :attr:`LiveSession.state`.
+            state: goes on from it instead, see :meth:`LiveSession.save`.
+            fps: 25, or 12.5: every second frame is drawn, which takes about half the machine's time.
 
         Raises:
             CapacityError: one more would make the others late; says when to try again.
             ConfigError: an impossible setting.
-            InputError: a state of another model.
+            InputError: a state of another model, or with more speech than may wait.
         """
+        if fps not in (FPS, FPS / 2):
+            raise ConfigError(f"{fps:g} frames a second are not served; choose {FPS} or {FPS / 2:g}")
         begin = state.check(self.graphs.config) if state else self._begin(reference, latency, seed, expressiveness)
         self.check(begin.latency)
+        kind = Kind(begin.hop, round(FPS / fps))
+        if len(begin.pending) > self._pace.max_seconds * SAMPLE_RATE:
+            raise InputError(f"the state holds more than {self._pace.max_seconds:g} s of speech that waits")
         with self._turn:
             if self._closing:
                 raise EngineError(CLOSED)
-            if not self.capacity.fits((session.hop for session in self._live), begin.hop):
+            if not self.capacity.fits((session.kind for session in self._live), kind):
                 self._observer.refused()
                 retry = self.capacity.retry_after(len(self._live))
                 raise CapacityError(
@@ -156,9 +168,10 @@ class Engine:
                 begin,
                 turn=self._turn,
                 clock=self._clock,
-                pace=self._pace.for_pass(self.capacity.pass_seconds(begin.hop)),
+                pace=self._pace.for_pass(self.capacity.pass_seconds(kind), kind.every),
                 observer=self._observer,
                 left=self._left,
+                every=kind.every,
             )
             self._live.append(session)
             self._turn.notify_all()
@@ -217,14 +230,16 @@ class Engine:
         return running and not self._closing and self._launcher.failures < FAILURES
 
     def close(self) -> None:
-        """Ends every session and the thread; waits for the pass that is running. Calling it twice is fine."""
+        """Ends every session and the thread; waits 10 s for the pass that is running. Calling it twice is fine."""
         with self._turn:
             self._closing = True
             for participant in self._everybody():
                 participant.fail(EngineError(CLOSED))
             self._turn.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                log.error("a pass hangs; its thread was left behind")
 
     def step(self) -> bool:
         """One pass for those who are most urgent, in the calling thread; False if nobody wants one."""
@@ -258,29 +273,47 @@ class Engine:
                 with self._turn:
                     for participant in self._everybody():
                         participant.fail(EngineError(f"internal error of the engine ({type(error).__name__})"))
+            if self._launcher.failures >= FAILURES:
+                self._revive()
             with self._turn:
                 if not self._closing:
-                    self._turn.wait(POLL_SECONDS if self._everybody() else None)
+                    idle = None if self.healthy else REVIVE_SECONDS
+                    self._turn.wait(POLL_SECONDS if self._everybody() else idle)
+
+    def _revive(self) -> None:
+        """A pass for nobody, now and then: a broken engine gets no work, so it must find out that it works again."""
+        now = self._clock()
+        if now - self._tried < REVIVE_SECONDS:
+            return
+        self._tried = now
+        try:
+            reference = encode_reference(self.graphs, np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
+            state = self._begin(reference, None, 0, None)
+            self._launcher.run([Work(reference, state.push(np.zeros(state.hop * SAMPLES_PER_FRAME, np.float32)))])
+        except Exception as error:
+            log.warning("the engine is still broken: %s", error)
+        if self.healthy:
+            log.warning("the engine works again")
 
     def _everybody(self) -> list[LiveSession | Recording]:
         return [*self._live, *self._recordings]
 
     def _choose(self, now: float) -> Sequence[LiveSession | Recording]:
-        """Who gets the next pass: one hop, most urgent first; recordings when the live sessions can spare the time."""
+        """Who gets the next pass: one kind, most urgent first; recordings when the live sessions can spare the time."""
         due = [(deadline, n) for n, s in enumerate(self._live) if (deadline := s.wants(now)) is not None]
         ready = [recording for recording in self._recordings if recording.wants(now) is not None]
         impatient = bool(ready) and now - self._recorded > PATIENCE_SECONDS
         if due and not impatient:
             urgent = [self._live[n] for _, n in sorted(due)]
-            return [s for s in urgent if s.hop == urgent[0].hop][: self.sizes[-1]]
+            return [s for s in urgent if s.kind == urgent[0].kind][: self.sizes[-1]]
         if not ready:
             return []
         first = ready[0]
         slack = min((s.deadline(now) - now for s in self._live), default=np.inf)
-        if not impatient and slack < 1.2 * self.capacity.pass_seconds(first.hop, self.sizes[0]):
+        if not impatient and slack < 1.2 * self.capacity.pass_seconds(first.kind, self.sizes[0]):
             return []
         count = self.sizes[0] if self._live else self.sizes[-1]
-        chosen = [recording for recording in ready if recording.hop == first.hop][:count]
+        chosen = [recording for recording in ready if recording.kind == first.kind][:count]
         for recording in chosen:  # to the end of the line
             self._recordings.remove(recording)
             self._recordings.append(recording)

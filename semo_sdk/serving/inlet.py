@@ -22,8 +22,8 @@ class Inlet:
     """Takes sound of any rate, gives hops at 16 kHz. Bounded.
 
     Attributes:
-        lock: orders the callers of :meth:`convert` and :meth:`flush`; whoever holds it may then take the session's
-            turn, never the other way round. All other methods need the turn.
+        lock: orders the callers of :meth:`convert`, :meth:`flush` and :meth:`held`; whoever holds it may then take the
+            session's turn, never the other way round. All other methods need the turn.
 
     Args:
         max_seconds: of speech that may wait.
@@ -53,6 +53,12 @@ class Inlet:
         tail = np.zeros(0, np.float32) if self._resampler is None else self._resampler.flush()
         self._resampler = None
         return tail
+
+    def held(self) -> np.ndarray:
+        """What :meth:`flush` would give; nothing changes."""
+        if self._resampler is None:
+            return np.zeros(0, np.float32)
+        return Resampler.restore(self._resampler.save()).flush()
 
     def check_room(self, seconds: float) -> None:
         """Refuses what is too much.

@@ -41,7 +41,7 @@ class Launcher:
         self._graphs, self._capacity, self._observer = graphs, capacity, observer
 
     def run(self, works: Sequence[Work]) -> list[Outcome]:
-        """One launch for all of the same hop, at most ``sizes[-1]`` of them; if it fails, one for each.
+        """One launch for all of the same kind, at most ``sizes[-1]`` of them; if it fails, one for each.
 
         Returns:
             For each its chunk and the state after it, or its error.
@@ -62,10 +62,10 @@ class Launcher:
         size = next(size for size in self.sizes if size >= count)
         filled = [*works, *[works[-1]] * (size - count)]
         start = time.perf_counter()
-        made = step_batch(
-            self._graphs, stack_references([work.reference for work in filled]), [work.state for work in filled]
-        )[:count]
+        references = stack_references([work.reference for work in filled])
+        states, kind = [work.state for work in filled], works[0].kind
+        made = step_batch(self._graphs, references, states, every=kind.every)[:count]
         seconds = time.perf_counter() - start
-        self._capacity.observe(works[0].state.hop, size, seconds)
+        self._capacity.observe(kind, size, seconds)
         self._observer.batch(count, seconds, sum(chunk.duration for chunk, _ in made))
         return made

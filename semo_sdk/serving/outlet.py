@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
+import numpy as np
+
 from semo_sdk.constants import FPS, SAMPLES_PER_FRAME
 from semo_sdk.pipeline.state import StreamState
 from semo_sdk.pipeline.stream import advance
@@ -14,9 +16,14 @@ __all__ = ["Outlet"]
 
 
 class Outlet:
-    """A queue of chunks that is read frame by frame and can be undone up to the last frame read."""
+    """A queue of chunks that is read frame by frame and can be undone up to the last frame read.
 
-    def __init__(self) -> None:
+    Args:
+        every: 2 if the chunks hold every second frame; a frame read then lasts twice as long.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self._every, self._samples = every, every * SAMPLES_PER_FRAME
         self._queue: deque[Piece] = deque()
 
     def __len__(self) -> int:
@@ -31,7 +38,7 @@ class Outlet:
     def next(self) -> tuple[int, Utterance | None] | None:
         """Number and utterance of the next frame, None if there is none."""
         head = self._queue[0] if self._queue else None
-        return None if head is None else (head.chunk.index + head.sent, head.utterance)
+        return None if head is None else (head.chunk.index + head.sent * self._every, head.utterance)
 
     @property
     def utterances(self) -> list[Utterance]:
@@ -58,17 +65,18 @@ class Outlet:
         """The next frame, and what ended with it."""
         piece = self._queue[0]
         chunk, utterance, sent = piece.chunk, piece.utterance, piece.sent
-        sound = chunk.audio[sent * SAMPLES_PER_FRAME : (sent + 1) * SAMPLES_PER_FRAME]
-        frame = Frame(chunk.frames[sent], sound, chunk.index + sent, utterance is not None)
+        sound = chunk.audio[sent * self._samples : (sent + 1) * self._samples]
+        spoken = 0 if utterance is None else min(self._samples, piece.samples - sent * self._samples)
+        frame = Frame(chunk.frames[sent], sound, chunk.index + sent * self._every, utterance is not None, spoken)
         piece.sent += 1
         if utterance is not None:
-            utterance.played += min(SAMPLES_PER_FRAME, piece.samples - sent * SAMPLES_PER_FRAME)
+            utterance.played += spoken
         if piece.left:
             return frame, None
         self._queue.popleft()
         if utterance is None or not piece.ends:
             return frame, None
-        return frame, SpeechDone(utterance.number, (frame.index + 1) / FPS, utterance.seconds)
+        return frame, SpeechDone(utterance.number, (frame.index + self._every) / FPS, utterance.seconds)
 
     def rewind(self, state: StreamState, keep: int) -> StreamState:
         """Forgets all frames but the first ``keep``.
@@ -86,14 +94,35 @@ class Outlet:
                 keep -= piece.left
                 kept.append(piece)
                 continue
-            cut = piece.sent + keep
-            chunk, state = piece.chunk, piece.before
-            if cut:
-                sound = chunk.audio[: cut * SAMPLES_PER_FRAME]
-                state = advance(state, chunk.motion[:cut], sound, taken=0)
-                if keep:
-                    piece.chunk = replace(chunk, frames=chunk.frames[:cut], audio=sound, motion=chunk.motion[:cut])
-                    kept.append(piece)
+            cut, chunk = piece.sent + keep, piece.chunk
+            state = self._after(piece, cut)
+            if keep:
+                sound, motion = chunk.audio[: cut * self._samples], chunk.motion[: cut * self._every]
+                piece.chunk = replace(chunk, frames=chunk.frames[:cut], audio=sound, motion=motion)
+                kept.append(piece)
             break
         self._queue = kept
         return state
+
+    def taken(self, state: StreamState) -> tuple[StreamState, np.ndarray]:
+        """Where the reader is; nothing is forgotten.
+
+        Args:
+            state: after the last frame here.
+
+        Returns:
+            The state after the last frame read, and the (n,) float32 speech of the frames that were not.
+        """
+        if self._queue:
+            state = self._after(self._queue[0], self._queue[0].sent)
+        speech = [
+            piece.chunk.audio[piece.sent * self._samples : piece.samples] for piece in self._queue if piece.utterance
+        ]
+        return state, np.concatenate([np.zeros(0, np.float32), *speech])
+
+    def _after(self, piece: Piece, cut: int) -> StreamState:
+        """The state after the first ``cut`` frames of a piece."""
+        if not cut:
+            return piece.before
+        chunk = piece.chunk
+        return advance(piece.before, chunk.motion[: cut * self._every], chunk.audio[: cut * self._samples], taken=0)

@@ -10,7 +10,7 @@ from semo_sdk.errors import SemoError, SessionClosedError
 from semo_sdk.pipeline.reference import Reference
 from semo_sdk.pipeline.state import StreamState
 from semo_sdk.pipeline.stream import Chunk
-from semo_sdk.serving.speech import Work
+from semo_sdk.serving.speech import Kind, Work
 
 __all__ = ["Recording"]
 
@@ -33,7 +33,7 @@ class Recording:
         left: Callable[[Recording], None],
     ) -> None:
         self.reference = reference
-        self.hop = state.hop
+        self.kind = Kind(state.hop)
         self._turn, self._left = turn, left
         self._state = state
         self._queue: deque[Chunk] = deque()

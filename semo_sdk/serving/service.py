@@ -74,7 +74,7 @@ class Service:
         if portrait is not None:
             self.portraits.add(portrait, ANYBODY, DEFAULT)
         metrics.gauge("semo_live_sessions", "Live sessions", lambda: engine.sessions)
-        metrics.gauge("semo_live_capacity", "Live sessions that fit", lambda: engine.capacity.sessions(engine.hops[0]))
+        metrics.gauge("semo_live_capacity", "Live sessions that fit", lambda: engine.capacity.sessions(engine.kind))
         metrics.gauge("semo_queue_depth", "Sessions and jobs that want a pass now", lambda: engine.waiting)
         metrics.gauge("semo_videos_waiting", "Video jobs that have not ended", lambda: self.videos.waiting)
         metrics.gauge("semo_slowdown", "Passes now / when they were measured", lambda: engine.capacity.slowdown)

@@ -23,7 +23,18 @@ from semo_sdk.pipeline.state import StreamState
 from semo_sdk.pipeline.stream import Chunk
 from semo_sdk.serving.inlet import Inlet
 from semo_sdk.serving.outlet import Outlet
-from semo_sdk.serving.speech import Event, Frame, Interrupted, Observer, Pace, Piece, SpeechDone, StateChanged, Work
+from semo_sdk.serving.speech import (
+    Event,
+    Frame,
+    Interrupted,
+    Kind,
+    Observer,
+    Pace,
+    Piece,
+    SpeechDone,
+    StateChanged,
+    Work,
+)
 
 __all__ = ["LiveSession"]
 
@@ -36,14 +47,17 @@ class LiveSession:
 
     >>> session.push(pcm, 24_000)      # as it arrives, at any speed
     >>> session.end()                  # of the utterance
-    >>> item = session.take()          # every 40 ms: a Frame or an Event, None if none is ready
+    >>> item = session.take()          # ``fps`` times a second: a Frame or an Event, None if none is ready
 
     Everything may be called from any thread, and returns at once: nothing waits for a pass.
 
     Attributes:
         reference: of the portrait.
-        hop: frames of one pass.
+        hop: frames of motion and sound of one pass.
+        kind: of its passes.
+        fps: frames shown in a second, 25 or 12.5.
         opened: when, in seconds of the engine's clock.
+        first_frame: seconds from the first sound of the last utterance to its first frame taken; None before.
     """
 
     def __init__(
@@ -56,19 +70,24 @@ class LiveSession:
         pace: Pace,
         observer: Observer,
         left: Callable[[LiveSession], None],
+        every: int = 1,
     ) -> None:
         self.reference = reference
         self.hop = state.hop
+        self.kind = Kind(state.hop, every)
+        self.fps = FPS / every
         self.opened = clock()
+        self.first_frame: float | None = None
         self._turn, self._clock, self._pace, self._observer, self._left = turn, clock, pace, observer, left
         self._state = state.drop()
         self._inlet = Inlet(pace.max_seconds)
-        self._outlet = Outlet()
+        self._outlet = Outlet(every)
         self._events: deque[Event] = deque()
         self._work: Work | None = None  # the pass that is running
         self._epoch = 0  # counts interruptions: a pass that began in another epoch is thrown away
         self._budget = self.opened - BURST_SECONDS  # no pass begins before
         self._listening = False
+        self._guidance = state.guidance
         self._announced = ""
         self._last_taken: float | None = None
         self._heard = -1  # number of the last utterance whose first frame was taken
@@ -144,8 +163,19 @@ class LiveSession:
         with self._turn:
             self._listening = listening
 
+    def adjust(self, *, expressiveness: float | None = None) -> None:
+        """Other settings from the next pass on; None leaves one as it is.
+
+        Args:
+            expressiveness: 0 to 10.
+        """
+        with self._turn:
+            self._guidance = self._guidance if expressiveness is None else expressiveness
+
     def take(self) -> Frame | Event | None:
-        """The next frame or event, None if none is ready. Call it every 40 ms: the session keeps the caller's time.
+        """The next frame or event, None if none is ready.
+
+        Call it ``fps`` times a second: the session keeps the caller's time.
 
         Raises:
             SessionClosedError: the session is closed.
@@ -166,7 +196,8 @@ class LiveSession:
             now = self._clock()
             if utterance is not None and utterance.number > self._heard:
                 self._heard = utterance.number
-                self._observer.first_frame(now - utterance.started)
+                self.first_frame = now - utterance.started
+                self._observer.first_frame(self.first_frame)
             if self._last_taken is not None:
                 self._observer.frame_gap(now - self._last_taken)
             self._last_taken = now
@@ -183,9 +214,28 @@ class LiveSession:
         ``Engine.open(..., state=session.state)`` goes on with the frames that this session would have made.
         """
         with self._turn:
-            running = self._work is not None and self._work.utterance is not None and self._work.epoch == self._epoch
-            taken = self._work.state.pending if running and self._work else np.zeros(0, np.float32)
-            return self._state.push(np.concatenate([taken, self._inlet.peek()]))
+            return self._state.push(self._unspoken())
+
+    def save(self) -> StreamState:
+        """Everything up to the last frame *taken*, and all speech after it: for another session, here or elsewhere.
+
+        It neither repeats nor leaves out a sample. Of several utterances that wait it makes one.
+
+        Raises:
+            SessionClosedError: the session is closed.
+        """
+        with self._inlet.lock:
+            held = self._inlet.held()
+            with self._turn:
+                self._check_open()
+                state, queued = self._outlet.taken(self._state)
+                return state.push(np.concatenate([queued, self._unspoken(), held]))
+
+    @property
+    def waiting(self) -> float:
+        """Seconds of speech for which no pass has begun."""
+        with self._turn:
+            return self._inlet.seconds
 
     @property
     def closed(self) -> bool:
@@ -206,7 +256,7 @@ class LiveSession:
         """When the frames of a pass would be due, None if no pass is wanted now."""
         if self._closed or self._work is not None or self._budget > now:
             return None
-        if self._inlet.ready(self.hop * SAMPLES_PER_FRAME, now):
+        if self._inlet.ready(self.kind.hop * SAMPLES_PER_FRAME, now):
             wanted = len(self._outlet) - self._spare() <= self._pace.lead
         else:
             wanted = len(self._outlet) <= (self._pace.guard if self._inlet else self._pace.idle)
@@ -214,18 +264,21 @@ class LiveSession:
 
     def deadline(self, now: float) -> float:
         """When the next frame that does not exist yet is due."""
-        return (now if self._last_taken is None else self._last_taken) + (len(self._outlet) + 1) / FPS
+        return (now if self._last_taken is None else self._last_taken) + (len(self._outlet) + 1) / self.fps
 
     def begin(self, now: float) -> Work:
         """The pass that is wanted."""
-        self._budget = max(self._budget, now - BURST_SECONDS) + PASS_COST * self.hop / FPS
-        samples = self.hop * SAMPLES_PER_FRAME
+        hop, every = self.kind
+        self._budget = max(self._budget, now - BURST_SECONDS) + PASS_COST * hop / FPS
+        samples, spoken, utterance = hop * SAMPLES_PER_FRAME, 0, None
+        pcm = np.zeros(samples, np.float32)
         if self._inlet.ready(samples, now):
             self._state = self._outlet.rewind(self._state, len(self._outlet) - self._spare())
             utterance, pcm = self._inlet.take(samples)
-        else:
-            utterance, pcm = None, np.zeros(samples, np.float32)
-        self._work = Work(self.reference, replace(self._state, pending=pcm), self._epoch, utterance)
+            spoken = len(pcm)
+            pcm = np.pad(pcm, (0, -spoken % (every * SAMPLES_PER_FRAME)))  # whole frames
+        begin = replace(self._state, pending=pcm, guidance=self._guidance)
+        self._work = Work(self.reference, begin, every, self._epoch, utterance, spoken)
         return self._work
 
     def commit(self, work: Work, chunk: Chunk, after: StreamState, now: float) -> None:
@@ -238,8 +291,7 @@ class LiveSession:
         self._state = after
         utterance = work.utterance
         ends = utterance is not None and utterance.ended and not utterance.samples
-        samples = len(work.state.pending) if utterance else 0
-        self._outlet.add(Piece(chunk, work.state.drop(), utterance, samples, ends=ends))
+        self._outlet.add(Piece(chunk, work.state.drop(), utterance, work.samples, ends=ends))
         self._wake()
 
     def fail(self, error: SemoError) -> None:
@@ -261,10 +313,17 @@ class LiveSession:
                 return
             self._closed, self._error = True, error
             self._inlet.drop()
-            self._outlet = Outlet()
+            self._outlet = Outlet(self.kind.every)
             self._left(self)
             self._turn.notify_all()
         self._wake()
+
+    def _unspoken(self) -> np.ndarray:
+        """(n,) float32: the speech that no frame was made for, that of the running pass included."""
+        work = self._work
+        running = work is not None and work.epoch == self._epoch
+        taken = work.state.pending[: work.samples] if work is not None and running else np.zeros(0, np.float32)
+        return np.concatenate([taken, self._inlet.peek()])
 
     def _position(self) -> float:
         """Of the next frame to be taken, in seconds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ __all__ = [
     "Event",
     "Frame",
     "Interrupted",
+    "Kind",
     "Observer",
     "Pace",
     "Piece",
@@ -35,15 +37,17 @@ class Frame:
 
     Attributes:
         image: (256, 256, 3) uint8 RGB.
-        audio: (640,) float32 mono 16 kHz in [-1, 1].
-        index: number of the frame since the session began.
+        audio: (640,) float32 mono 16 kHz in [-1, 1]; (1280,) at half the frame rate.
+        index: number of the frame since the session began, at 25 a second: at half the frame rate it grows by 2.
         speaking: whether speech is in it.
+        samples: of speech in it, at 16 kHz: fewer than ``audio`` has where the speech ends or stalls.
     """
 
     image: np.ndarray
     audio: np.ndarray
     index: int
     speaking: bool
+    samples: int = 0
 
     @property
     def position(self) -> float:
@@ -128,14 +132,33 @@ class Utterance:
         return self.played / SAMPLE_RATE
 
 
+class Kind(NamedTuple):
+    """What passes must share to run as one batch.
+
+    Attributes:
+        hop: frames of motion and sound that the pass makes.
+        every: 1 draws all of its frames, 2 every second one.
+    """
+
+    hop: int
+    every: int = 1
+
+
 @dataclass(frozen=True, eq=False)
 class Work:
     """One pass for one participant: what it starts from, and whose speech it speaks (None: silence)."""
 
     reference: Reference
     state: StreamState  # its pending sound is the pass's
+    every: int = 1
     epoch: int = 0
     utterance: Utterance | None = None
+    samples: int = 0  # of the utterance; zeros behind them fill up the last frame
+
+    @property
+    def kind(self) -> Kind:
+        """Of the pass."""
+        return Kind(self.state.hop, self.every)
 
 
 @dataclass(eq=False)
@@ -176,7 +199,7 @@ class Observer:
 
 @dataclass(frozen=True)
 class Pace:
-    """How many frames a session keeps ready.
+    """How many frames a session keeps ready, at 25 frames a second.
 
     Attributes:
         guard: frames that cover the time of a pass; with this few left and no whole hop of speech, idle frames fill in.
@@ -190,8 +213,9 @@ class Pace:
     lead: int = 8
     max_seconds: float = 60.0
 
-    def for_pass(self, seconds: float) -> Pace:
-        """The pace where a pass takes so long: ``guard`` frames last longer than it."""
+    def for_pass(self, seconds: float, every: int = 1) -> Pace:
+        """The pace where a pass takes so long, in frames that are shown: ``guard`` of them last longer than it."""
         guard = min(max(self.guard, int(1.5 * seconds * FPS) + 1), MAX_GUARD)
         idle = max(self.idle, guard + 2)
-        return replace(self, guard=guard, idle=idle, lead=max(self.lead, idle))
+        guard, idle, lead = (-(-frames // every) for frames in (guard, idle, max(self.lead, idle)))
+        return replace(self, guard=guard, idle=idle, lead=lead)
