@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from semo_sdk.animator import Animator
-from semo_sdk.benchmarks import baselines, endurance, generation, identity
+from semo_sdk.benchmarks import baselines, endurance, generation, identity, turning
 from semo_sdk.benchmarks.baselines import puppet_runs, vae_round_trip
 from semo_sdk.benchmarks.command import add_footage, deliver, make_parser
 from semo_sdk.benchmarks.footage import Footage, load_footage
@@ -39,6 +39,7 @@ from semo_sdk.media.image import Portrait, find_portrait, load_image
 Item = TypeVar("Item")
 
 SILENT_PORTRAITS = 4  # portraits that are measured in silence
+TURNED_PORTRAITS = 3  # portraits on which the controls are measured
 SYNC = "Sync-C and Sync-D: confidence and distance of SyncNet (syncnet_v2.model of Chung and Zisserman 2016)"
 NO_SYNC = "not computed: the weights syncnet_v2.model are missing, and this benchmark has no loader for them"
 
@@ -76,8 +77,8 @@ def run(
         progress: bars on stderr.
 
     Returns:
-        JSON-ready: ``reconstruction``, ``generation``, ``long_run``, ``silence``, ``targets``, ``metrics`` (what each
-        is, and whether it was computed), ``left_out``, settings and fingerprint.
+        JSON-ready: ``reconstruction``, ``generation``, ``long_run``, ``silence``, ``controls``, ``targets``,
+        ``metrics`` (what each is, and whether it was computed), ``left_out``, settings and fingerprint.
 
     Raises:
         InputError: too few usable clips or portraits, or an impossible count or length.
@@ -166,6 +167,8 @@ def _measure(
         )
     quiet = _bar(list(people.items())[:SILENT_PORTRAITS], "silence", progress)
     result["silence"] = endurance.silence(animator, quiet, np.concatenate(speech), seed=seed)
+    turned = _bar(list(people.items())[:TURNED_PORTRAITS], "controls", progress)
+    result["controls"] = turning.turn(animator, turned, np.concatenate(speech), seed=seed)
     result["identity_scale"] = generation.identity_scale(tools.embedder, people, footage) if tools.embedder else {}
     return result
 

@@ -141,6 +141,7 @@ def page(result: Mapping[str, Any], gallery: Gallery) -> str:
         body.append(f"<p>What the identity numbers are worth: {_pairs(result['identity_scale'])}.</p>")
     body += _figures(gallery, "generation")
     body += ["<h2>Long speech</h2>", _long_run(result["long_run"])]
+    body += ["<h2>Controls</h2>", _table(quality_tables.controls_table(result))]
     body += ["<h2>Silence</h2>", _table(quality_tables.silence_table(result))]
     begin = result["silence"]["silence_from_second"]
     label = f"s (silence from {begin:g} s on)"

@@ -129,6 +129,22 @@ def silence_table(result: Mapping[str, Any]) -> Table:
     return f"Silence after speech: {len(result['silence']['rows'])} portraits", ["", "mean", "min", "max"], rows
 
 
+def controls_table(result: Mapping[str, Any]) -> Table:
+    """What each control does at each strength."""
+    rows = [
+        [
+            f"`{name}`",
+            one["effect"],
+            ", ".join(
+                f"{strength:g}: {shown(value)}" for strength, value in zip(one["strengths"], one["values"], strict=True)
+            ),
+            "yes" if one["monotone"] else "no",
+        ]
+        for name, one in result["controls"].items()
+    ]
+    return "Controls", ["", "effect", "strength: value", "monotone"], rows
+
+
 def target_table(result: Mapping[str, Any]) -> Table:
     """The project's aims beside what was measured."""
     rows = [
@@ -184,6 +200,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         *reconstruction_tables(result),
         *generation_tables(result),
         silence_table(result),
+        controls_table(result),
         target_table(result),
     ]
     parts = [f"{title}\n\n{table(head, rows)}" for title, head, rows in tables]

@@ -143,10 +143,17 @@ class Animator:
             EngineError: the engine failed.
         """
         silence = np.zeros(1, np.float32)
-        step(self.graphs, self.reference, self._start(latency, 0, None).push(silence))
+        step(self.graphs, self.reference, self._start(latency, 0, None, 1.0, 1.0).push(silence))
         self._warm.add(latency)
 
-    def session(self, latency: str = "quality", seed: int = 0, expressiveness: float | None = None) -> Session:
+    def session(
+        self,
+        latency: str = "quality",
+        seed: int = 0,
+        expressiveness: float | None = None,
+        head_motion: float = 1.0,
+        blink: float = 1.0,
+    ) -> Session:
         """A live session for speech of unknown length.
 
         The first session of each latency takes some seconds to open: the graphs are compiled here, so that the first
@@ -158,12 +165,14 @@ class Animator:
             seed: 0 to 2**64 - 1; same seed, same frames.
             expressiveness: how strongly the speech moves the face, 0 to 10 (classifier-free guidance; 1 = off);
                 None takes the model's own.
+            head_motion: how much the head moves, 0 to 2: 0 holds it where the portrait has it.
+            blink: how far the eyes close in a blink, 0 to 1.
 
         Raises:
             ConfigError: an impossible setting.
             EngineError: the engine failed.
         """
-        start = self._start(latency, seed, expressiveness)
+        start = self._start(latency, seed, expressiveness, head_motion, blink)
         if latency not in self._warm:
             self.warm_up(latency)
         return Session(self.graphs, self.reference, start)
@@ -184,10 +193,20 @@ class Animator:
         latency: str = "quality",
         seed: int = 0,
         expressiveness: float | None = None,
+        head_motion: float = 1.0,
+        blink: float = 1.0,
     ) -> Iterator[Chunk]:
         """Chunks of a whole piece of speech, each as soon as it is made. Arguments as :meth:`from_audio`."""
         return iter(
-            self.from_audio(audio, sample_rate=sample_rate, latency=latency, seed=seed, expressiveness=expressiveness)
+            self.from_audio(
+                audio,
+                sample_rate=sample_rate,
+                latency=latency,
+                seed=seed,
+                expressiveness=expressiveness,
+                head_motion=head_motion,
+                blink=blink,
+            )
         )
 
     def from_audio(
@@ -198,6 +217,8 @@ class Animator:
         latency: str = "quality",
         seed: int = 0,
         expressiveness: float | None = None,
+        head_motion: float = 1.0,
+        blink: float = 1.0,
     ) -> Clip:
         """A video of the portrait speaking: ``ceil(samples / 640)`` frames at 16 kHz and 25 frames a second.
 
@@ -205,7 +226,8 @@ class Animator:
             audio: path or bytes of anything with sound that ffmpeg reads, or (n,) or (n, channels) samples: float in
                 [-1, 1] or integers of full scale.
             sample_rate: of an array, in Hz (default 16 000); files know theirs.
-            latency, seed, expressiveness: as :meth:`session`; with the same ones a live session gives the same frames.
+            latency, seed, expressiveness, head_motion, blink: as :meth:`session`; with the same ones a live session
+                gives the same frames.
 
         Returns:
             The clip. Its frames are made when it is saved or iterated.
@@ -215,7 +237,7 @@ class Animator:
             ConfigError: an impossible setting.
         """
         pcm = load_audio(audio, sample_rate)
-        start = self._start(latency, seed, expressiveness).push(pcm)
+        start = self._start(latency, seed, expressiveness, head_motion, blink).push(pcm)
         frames = frames_in(len(pcm))
         return Clip(
             portrait=self.portrait,
@@ -316,9 +338,17 @@ class Animator:
             f"precision={self.precision!r})"
         )
 
-    def _start(self, latency: str, seed: int, expressiveness: float | None) -> StreamState:
+    def _start(
+        self, latency: str, seed: int, expressiveness: float | None, head_motion: float, blink: float
+    ) -> StreamState:
         return StreamState.start(
-            self.config, self.reference.motion[0], latency=latency, seed=seed, guidance=expressiveness
+            self.config,
+            self.reference.motion[0],
+            latency=latency,
+            seed=seed,
+            guidance=expressiveness,
+            head_motion=head_motion,
+            blink=blink,
         )
 
 

@@ -20,7 +20,7 @@ FORMAT_VERSION: Literal[1] = 1
 # latent channels, downsampling factor
 VAE_SHAPES: dict[str, tuple[int, int]] = {"sd": (4, 8), "taef2": (32, 8), "patch": (192, 8)}
 
-PAINT_SCALE = 2  # the warp head's paint has this many cells on a side of one cell of its warp
+PAINT_SCALE = 2  # the warp head's opacity has this many cells on a side of one cell of its warp
 
 
 class Strict(BaseModel):
@@ -34,6 +34,9 @@ class EncoderConfig(Strict):
     layers: int = Field(8, ge=1)
     heads: int = Field(8, ge=1)
     mask_max: float = Field(0.9, ge=0.0, lt=1.0, description="masking ratio in training is uniform in [0, mask_max]")
+    reader: Literal["tokens", "mesh"] = Field(
+        "tokens", description="where motion is read: learnable tokens of the ViT (paper), or a face mesh"
+    )
 
 
 class DecoderConfig(Strict):
@@ -57,7 +60,8 @@ class DecoderConfig(Strict):
     )
     warp_layers: int = Field(0, ge=0, description="blocks of the head that predicts the warp field")
     warp_channels: int = Field(48, ge=4, multiple_of=4, description="channels of the network that makes its maps")
-    warp_levers: int = Field(16, ge=1, description="numbers read from the motion that the reference's maps answer to")
+    warp_levers: int = Field(20, ge=1, description="numbers read from the motion that the reference's maps answer to")
+    warp_mouths: int = Field(16, ge=1, description="learned pictures of the inside of a mouth that the motion mixes")
     refine_channels: int = Field(0, ge=0, description="channels of the convolutional output stage; 0 = linear (paper)")
     steps: int = Field(4, ge=1, le=50, description="Euler steps in the exported render graph")
 
@@ -133,8 +137,13 @@ class SemoConfig(Strict):
 
     @property
     def map_shape(self) -> tuple[int, int, int, int]:
-        """The warp head's maps of a reference: levers, channels (offsets; colours and opacity of the paint), cells."""
-        return self.decoder.warp_levers, 2 + 4 * PAINT_SCALE**2, self.warp_size, self.warp_size
+        """The warp head's maps of a reference: levers, channels (offsets, place in a mouth, tint, opacity), cells."""
+        return self.decoder.warp_levers, 2 + 2 + 3 + PAINT_SCALE**2, self.warp_size, self.warp_size
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether head motion and blinks can be turned: the meaning of the motion tokens' directions is known."""
+        return self.encoder.reader == "mesh"
 
     @property
     def needs_noise(self) -> bool:
@@ -159,7 +168,7 @@ PRESETS: dict[str, SemoConfig] = {
     "semo-tiny": SemoConfig(
         name="semo-tiny",
         vae="patch",
-        encoder=EncoderConfig(hidden=192, layers=5, heads=3),
+        encoder=EncoderConfig(hidden=192, layers=5, heads=3, reader="mesh"),
         decoder=DecoderConfig(
             hidden=192,
             layers=3,

@@ -38,3 +38,12 @@ MEL_HISTORY = MEL_WINDOW - MEL_HOP  # 240 samples
 WINDOW_SAMPLES = WINDOW_FRAMES * SAMPLES_PER_FRAME + MEL_HISTORY  # 41 200 samples into the audio graph
 
 IMAGE_SIZE = 256  # pixels, both sides of the square crop (paper, Table 4)
+
+# Pose and expression of a face as :mod:`semo_sdk.training.teacher` writes them into a motion token, all of order one:
+# yaw, pitch and roll in radians x 5, log(face height / 128 px) x 5, offset from the image's centre / 64 px; 24
+# coefficients of expression.
+POSE_SIZE, EXPRESSION_SIZE = 6, 24
+TAUGHT_SIZE = POSE_SIZE + EXPRESSION_SIZE
+ANGLE_UNIT, SIZE_UNIT = 5.0, 5.0
+SCALE_UNIT, OFFSET_UNIT = 128.0, 64.0  # pixels
+CONTROLS = POSE_SIZE + 1  # directions of token space that an app can turn: those of the pose, and closing the eyes

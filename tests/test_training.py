@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from semo_sdk.config import AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
-from semo_sdk.constants import SAMPLES_PER_FRAME, WINDOW_SAMPLES
+from semo_sdk.constants import SAMPLES_PER_FRAME, TAUGHT_SIZE, WINDOW_SAMPLES
 from semo_sdk.errors import CheckpointError, ConfigError, InputError
 from semo_sdk.media.audio import load_audio
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
@@ -290,7 +290,7 @@ def test_second_stage_from_clips_to_a_whole_model(puppets: Path, trained: Path, 
 
 
 def test_teacher_writes_and_reads_the_same() -> None:
-    motion = torch.randn(5, teacher.MOTION_SIZE)
+    motion = torch.randn(5, TAUGHT_SIZE)
     token = teacher.teach(motion, 512)
     torch.testing.assert_close(teacher.read(token), motion, atol=1e-4, rtol=1e-4)
     assert torch.equal(teacher.teach(torch.full((1, 30), torch.nan), 512), torch.zeros(1, 512))

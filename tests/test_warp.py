@@ -1,4 +1,4 @@
-"""The warp head: an untrained one leaves the photo alone, maps follow the head, paint covers only what it must."""
+"""The warp head: an untrained one leaves the photo alone, maps follow the head, a mouth covers only what it must."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from semo_sdk.models.graphs import graph_modules
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.models.vae import PatchVae
-from semo_sdk.models.warp import Moved, WarpHead, move
+from semo_sdk.models.warp import MOUTH_SIZE, Moved, WarpHead, look_up, move
 from tests.conftest import TINY
 
 
@@ -19,17 +19,22 @@ def test_warp_moves_the_image_against_the_offsets() -> None:
     torch.testing.assert_close(move(image, shift)[..., :-10], image[..., 10:], atol=1e-3, rtol=0)
 
 
-def test_paint_covers_only_where_the_head_is_sure() -> None:
+def test_a_mouth_covers_only_where_the_head_is_sure() -> None:
     image = torch.rand(1, 3, 256, 256) * 2 - 1
     vae = PatchVae()
-    paint = torch.full((1, 4, 128, 128), -8.0)
-    paint[:, 0], paint[:, 1:3] = 0.5, -0.5
-    paint[:, 3, 60:68, 40:90] = 12.0
-    moved = Moved(torch.zeros(1, 2, 64, 64), torch.zeros(1, 2, 64, 64), paint)
-    painted = vae.decode(vae.warp(vae.encode(image), moved))
+    still = torch.zeros(1, 2, 64, 64)
+    logit = torch.full((1, 1, 128, 128), -8.0)
+    logit[:, :, 60:68, 40:90] = 12.0
+    mouth = torch.zeros(1, 3, *MOUTH_SIZE)
+    mouth[:, 0] = 0.6  # red right of its middle
+    mouth[:, 0, :, : MOUTH_SIZE[1] // 2] = -1.0
+    place = torch.linspace(-1, 1, 64).expand(1, 2, 64, 64).clone()
+    tint = torch.full((1, 3, 64, 64), -0.25)
+    painted = vae.decode(vae.warp(vae.encode(image), Moved(still, still, place, tint, logit, mouth)))
     torch.testing.assert_close(painted[:, :, :116], image[:, :, :116], atol=1e-4, rtol=0)
-    inside = painted[0, :, 124:132, 90:170]
-    torch.testing.assert_close(inside, torch.tensor([0.5, -0.5, -0.5])[:, None, None].expand_as(inside))
+    left, right = painted[0, :, 124:132, 85:120], painted[0, :, 124:132, 135:170]
+    torch.testing.assert_close(left, torch.tensor([-1.0, -0.25, -0.25])[:, None, None].expand_as(left))
+    torch.testing.assert_close(right, torch.tensor([0.2, -0.25, -0.25])[:, None, None].expand_as(right))
 
 
 def test_maps_are_looked_up_where_the_coarse_warp_comes_from() -> None:
@@ -47,7 +52,7 @@ def test_maps_are_looked_up_where_the_coarse_warp_comes_from() -> None:
         pair = torch.cat([inputs[2].expand(-1, 3, -1), inputs[3] - inputs[2]], -1)[0]
         levers = head.levers(pair) + head.bend(pair)
         answer = torch.einsum("nl,lchw->nchw", levers, maps[0, :, :2])
-        torch.testing.assert_close(moved.offsets - moved.coarse, move(answer, moved.coarse), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(moved.offsets - moved.coarse, look_up(answer, moved.coarse), atol=1e-5, rtol=1e-4)
 
 
 def test_an_untrained_warp_model_shows_the_portrait() -> None:

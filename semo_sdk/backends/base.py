@@ -16,6 +16,7 @@ from semo_sdk.config import SemoConfig
 from semo_sdk.constants import (
     CHUNK_FRAMES,
     CONTEXT_FRAMES,
+    CONTROLS,
     FEATURE_FRAMES,
     FEATURES_PER_FRAME,
     IMAGE_SIZE,
@@ -116,6 +117,9 @@ def graph_specs(config: SemoConfig) -> dict[str, GraphSpec]:
     if config.decoder.warp_layers:
         reference.append(TensorSpec("appearance", f32, ("B", tokens, config.encoder.hidden)))
         reference.append(TensorSpec("maps", f32, ("B", *config.map_shape)))
+    outputs = list(reference)
+    if config.has_controls:
+        outputs.append(TensorSpec("controls", f32, ("B", CONTROLS, dim)))
     features = TensorSpec("features", f32, ("B", FEATURE_FRAMES, FEATURES_PER_FRAME * config.audio.width))
     frames = Axis(config.decoder.temporal_window, CHUNK_FRAMES, CHUNK_FRAMES)
     render_inputs = [*reference, TensorSpec("motion", f32, ("B", "N", dim))]
@@ -125,7 +129,7 @@ def graph_specs(config: SemoConfig) -> dict[str, GraphSpec]:
         GraphSpec(
             "reference",
             (TensorSpec("image", u8, ("B", side, side, 3)),),
-            tuple(reference),
+            tuple(outputs),
             {"B": batch},
         ),
         GraphSpec(

@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 NAME = "openvino"
 PRECISIONS = ("fp32", "bf16", "fp16")
-# Computed in float32 also where the rest runs in bf16: the logarithm of small spectral differences does not survive it
-# (features of real speech are 4 % off, and it saves 10 ms a pass).
-FLOAT32_GRAPHS = frozenset({"audio"})
+# Computed in float32 also where the rest runs in bf16. The logarithm of small spectral differences does not survive it
+# (features of real speech are 4 % off, and it saves 10 ms a pass), nor does a landmark's place to a part of a pixel.
+FLOAT32_GRAPHS = frozenset({"audio", "reference", "motion_encoder"})
 MAX_COMPILED = 4  # shapes kept compiled for one graph; the least recently used goes first
 
 

@@ -92,6 +92,8 @@ def animate(
     expressiveness: Annotated[
         float | None, typer.Option(help="how strongly the speech moves the face; default: the model's own")
     ] = None,
+    head_motion: Annotated[float, typer.Option(help="how much the head moves: 0 still, 1 as the model does, 2")] = 1.0,
+    blink: Annotated[float, typer.Option(help="how far the eyes close in a blink: 0 never, 1 wholly")] = 1.0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -99,7 +101,14 @@ def animate(
     with outcome(as_json):
         started = time.perf_counter()
         with _animator(photo, bundle, backend, precision, face_index) as animator:
-            clip = animator.from_audio(speech, latency=latency, seed=seed, expressiveness=expressiveness)
+            clip = animator.from_audio(
+                speech,
+                latency=latency,
+                seed=seed,
+                expressiveness=expressiveness,
+                head_motion=head_motion,
+                blink=blink,
+            )
             _save(clip, output, paste_back, animator, started, as_json, quiet)
 
 

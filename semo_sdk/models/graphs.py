@@ -25,13 +25,15 @@ class ReferenceGraph(_Graph):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         m = self.model
         latents = m.to_latents(image)
-        motion, appearance, _ = m.encoder.encode(latents)
+        motion, appearance = m.look(image, latents)
         outputs = [latents.float(), motion.unsqueeze(1).float()]
         if m.config.decoder.cache_reference:
             pairs = m.decoder.encode_reference(m.whiten(latents))
             outputs.append(torch.stack([torch.stack(pair, 1) for pair in pairs], 1).float())
         if m.decoder.warp is not None:
             outputs += [appearance.float(), m.decoder.warp.maps(m.whiten(latents), appearance).float()]
+        if m.reader is not None:
+            outputs.append(m.reader.controls.float().expand(len(image), -1, -1))
         return tuple(outputs)
 
 
@@ -39,8 +41,7 @@ class MotionEncoderGraph(_Graph):
     """Frames -> motion tokens, without masking (paper, section 3.2)."""
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        m = self.model
-        motion = m.encoder(m.to_latents(frames.to(m.dtype).flatten(0, 1)))
+        motion = self.model.read_motion(frames.to(torch.float32).flatten(0, 1))
         return (motion.unflatten(0, (frames.shape[0], frames.shape[1])).float(),)
 
 

@@ -25,7 +25,8 @@ class MotionEncoder(nn.Module):
         self.tokens = nn.Parameter(torch.randn(config.motion_tokens, c.hidden) * 0.02)
         self.blocks = nn.ModuleList(Block(c.hidden, c.heads) for _ in range(c.layers))
         self.norm = LayerNorm(c.hidden)
-        self.out = nn.Linear(c.hidden, config.motion_width)
+        # with a mesh to read motion from, the tokens are registers, and the patches' features are what is wanted
+        self.out = nn.Linear(c.hidden, config.motion_width) if c.reader == "tokens" else None
 
     def forward(self, latents: Tensor, mask_ratio: float = 0.0) -> Tensor:
         """Motion of each frame.
@@ -37,10 +38,12 @@ class MotionEncoder(nn.Module):
         Returns:
             (B, T * D) motion, T tokens of width D side by side.
         """
-        return self.encode(latents, mask_ratio)[0]
+        motion = self.encode(latents, mask_ratio)[0]
+        assert motion is not None, "this model reads motion from a face mesh: SemoModel.reader"
+        return motion
 
-    def encode(self, latents: Tensor, mask_ratio: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Motion (B, T * D), the patches' features (B, kept, hidden), and which patches were kept (None = all)."""
+    def encode(self, latents: Tensor, mask_ratio: float = 0.0) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Motion (B, T * D) or None, the patches' features (B, kept, hidden), and which were kept (None = all)."""
         x = self.embed(patchify(latents, self.patch))
         x = x + self.position.to(x.dtype)
         kept = None
@@ -52,7 +55,8 @@ class MotionEncoder(nn.Module):
             x = block(x)
         x = self.norm(x)
         count = self.tokens.shape[0]
-        return self.out(x[:, :count]).flatten(1), x[:, count:], kept
+        motion = None if self.out is None else self.out(x[:, :count]).flatten(1)
+        return motion, x[:, count:], kept
 
 
 def drop_patches(x: Tensor, ratio: float) -> tuple[Tensor, Tensor]:

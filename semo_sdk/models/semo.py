@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from semo_sdk.config import SemoConfig
+from semo_sdk.models.face_mesh import FaceReader
 from semo_sdk.models.motion_decoder import MotionDecoder, make_prior
 from semo_sdk.models.motion_encoder import MotionEncoder
 from semo_sdk.models.motion_generator import MotionGenerator
@@ -23,6 +24,7 @@ class SemoModel(nn.Module):
         self.config = config
         self.vae = make_vae(config.vae)
         self.encoder = MotionEncoder(config)
+        self.reader = FaceReader(config) if config.encoder.reader == "mesh" else None
         self.decoder = MotionDecoder(config)
         self.generator = MotionGenerator(config)
         self.whisper = WhisperEncoder(config.audio)
@@ -42,6 +44,18 @@ class SemoModel(nn.Module):
         """(B, 256, 256, 3) uint8 RGB -> latents (B, C, h, w)."""
         # TensorRT takes uint8 only where it is cast at once.
         return self.vae.encode(frames.to(self.dtype).permute(0, 3, 1, 2) / 127.5 - 1)
+
+    def look(self, frames: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Motion (B, T * D) and patch features (B, N, encoder hidden) of frames (B, 256, 256, 3) and their latents."""
+        motion, features, _ = self.encoder.encode(latents)
+        if self.reader is not None:
+            motion = self.reader(frames)
+        assert motion is not None
+        return motion, features
+
+    def read_motion(self, frames: Tensor) -> Tensor:
+        """Motion tokens (B, T * D) of frames (B, 256, 256, 3) uint8 RGB, without masking (paper, section 3.2)."""
+        return self.encoder(self.to_latents(frames)) if self.reader is None else self.reader(frames)
 
     def to_frames(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
         """Latents (..., C, h, w), and pixels (..., 3, 256, 256) in [-1, 1] to add -> (..., 256, 256, 3) uint8 RGB."""

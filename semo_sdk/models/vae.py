@@ -83,7 +83,7 @@ class PatchVae(Vae):
     def warp_pixels(self, latents: Tensor, moved: Moved, frames: int) -> Tensor:
         """Pixels (B, frames, 3, 256, 256) float32 of an image (B, C, h, w), moved and painted over."""
         image = self.decode(latents.float()).unsqueeze(1).expand(-1, frames, -1, -1, -1).flatten(0, 1)
-        return cover(move(image, moved.offsets), moved.paint).unflatten(0, (latents.shape[0], frames))
+        return cover(move(image, moved.offsets), moved).unflatten(0, (latents.shape[0], frames))
 
 
 class _TinyBlock(nn.Module):

@@ -6,10 +6,12 @@ in two stages, because head and features move in different ways:
 1. a transformer that sees the pair of motions moves the head: a coarse backward warp, as if the expression stayed;
 2. *maps* of the reference, made once per portrait by a convolutional network at quarter size, say how each place of it
    answers to a few *levers*, numbers read from the motions. Lips and lids move nearly linearly, and a map can follow
-   the line between two lips to a pixel. Beside a fine warp the maps hold a colour and its opacity: what appears between
-   lips that the reference shows closed. No warp can bring that.
+   the line between two lips to a pixel.
 
 A map is looked up at the place where the coarse warp comes from, so it need not know where the head has gone.
+
+No warp can bring what a closed mouth hides. A few learned pictures of the inside of a mouth, mixed by the motion, are
+laid where the maps say that the lips are apart: teeth stay teeth, where a network that paints freely paints a blur.
 """
 
 from __future__ import annotations
@@ -27,18 +29,27 @@ POSE_LEVERS = 6  # linear read-outs of the motion that every patch of the coarse
 SHY = 4.0  # subtracted from the opacity's logit: an untrained head paints nothing
 
 
+MOUTH_SIZE = (40, 56)  # cells of a learned mouth, height and width
+
+
 class Moved(NamedTuple):
     """What the warp head says of n frames each of B portraits, in units of half the image side and [-1, 1].
 
     Attributes:
         coarse: (B * n, 2, S, S) backward offsets of the head alone.
         offsets: (B * n, 2, S, S) all backward offsets, x and y.
-        paint: (B * n, 4, 2 S, 2 S) red, green, blue, and the logit of the opacity.
+        place: (B * n, 2, S, S) x and y in the mouth's picture, its edges at -1 and 1.
+        tint: (B * n, 3, S, S) what the mouth's colours (from black) are multiplied by, less 1.
+        opacity: (B * n, 1, 2 S, 2 S) logit of how much of the mouth shows.
+        mouth: (B * n, 3, 40, 56) picture of the inside of the mouth.
     """
 
     coarse: Tensor
     offsets: Tensor
-    paint: Tensor
+    place: Tensor
+    tint: Tensor
+    opacity: Tensor
+    mouth: Tensor
 
 
 class WarpHead(nn.Module):
@@ -60,6 +71,15 @@ class WarpHead(nn.Module):
         self.levers = nn.Linear(pair, c.warp_levers)
         self.bend = nn.Sequential(nn.Linear(pair, c.hidden), nn.SiLU(), nn.Linear(c.hidden, c.warp_levers))
         self.maps = ReferenceMaps(config)
+        self.mix = nn.Sequential(
+            nn.Linear(config.motion_dim, c.hidden),
+            nn.SiLU(),
+            nn.Linear(c.hidden, c.hidden),
+            nn.SiLU(),
+            nn.Linear(c.hidden, c.warp_mouths),
+        )
+        self.mean_mouth = nn.Parameter(torch.full((3, *MOUTH_SIZE), -0.5))
+        self.mouths = nn.Parameter(torch.randn(c.warp_mouths, 3, *MOUTH_SIZE) * 0.05)
         for layer in (self.out, self.respond, self.bend[2]):
             nn.init.zeros_(cast(nn.Linear, layer).weight)
             nn.init.zeros_(cast(nn.Linear, layer).bias)
@@ -77,11 +97,16 @@ class WarpHead(nn.Module):
         coarse = self._coarse(appearance, pair)
         levers = self.levers(pair) + self.bend(pair)
         answer = (levers @ maps.flatten(2)).flatten(0, 1).unflatten(1, maps.shape[2:])
-        paint = F.pixel_shuffle(answer[:, 2:], PAINT_SCALE)
         coarse = coarse.float()
-        fine = look_up(answer[:, :2], coarse)
+        fine, place, tint = look_up(answer[:, :7], coarse).split((2, 2, 3), dim=1)
         wide = F.interpolate(coarse, scale_factor=PAINT_SCALE, mode="bilinear", align_corners=False)
-        return Moved(coarse, coarse + fine, look_up(paint, wide))
+        logit = look_up(F.pixel_shuffle(answer[:, 7:], PAINT_SCALE), wide)
+        return Moved(coarse, coarse + fine, place, tint, logit, self._mouth(motion).flatten(0, 1))
+
+    def _mouth(self, motion: Tensor) -> Tensor:
+        """(B, n, T * D) -> pictures (B, n, 3, 40, 56)."""
+        mixed = self.mix(motion) @ self.mouths.flatten(1)
+        return mixed.unflatten(-1, self.mouths.shape[1:]) + self.mean_mouth
 
     def _coarse(self, appearance: Tensor, pair: Tensor) -> Tensor:
         condition = F.silu(self.pair(pair)).flatten(0, 1).unsqueeze(1)
@@ -127,25 +152,38 @@ class ReferenceMaps(nn.Module):
         return self.out(F.gelu(x)).unflatten(1, self.shape[:2])
 
 
-def look_up(image: Tensor, offsets: Tensor) -> Tensor:
+def look_up(image: Tensor, offsets: Tensor, *, mode: str = "bilinear") -> Tensor:
     """Samples (B, C, H, W) at the identity grid plus offsets (B, 2, H, W); float32, edges repeated."""
     height, width = image.shape[-2:]
     ys = (torch.arange(height, device=image.device) + 0.5) * (2 / height) - 1
     xs = (torch.arange(width, device=image.device) + 0.5) * (2 / width) - 1
-    grid = torch.stack([offsets[:, 0] + xs, offsets[:, 1] + ys[:, None]], dim=-1)
-    return F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sample(image, torch.stack([offsets[:, 0] + xs, offsets[:, 1] + ys[:, None]], dim=1), mode=mode)
+
+
+def sample(image: Tensor, place: Tensor, *, mode: str = "bilinear") -> Tensor:
+    """Samples (B, C, H, W) at places (B, 2, h, w), x and y with the image's edges at -1 and 1; float32."""
+    grid = place.movedim(1, -1)
+    return F.grid_sample(image.float(), grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def enlarge(field: Tensor, size: torch.Size) -> Tensor:
+    """(B, C, any, any) -> (B, C, height, width), bilinear, float32."""
+    return F.interpolate(field.float(), size=size, mode="bilinear", align_corners=False)
 
 
 def move(image: Tensor, offsets: Tensor) -> Tensor:
-    """(B, C, H, W) moved by backward offsets (B, 2, any, any) in units of half the image side; the image's dtype."""
-    flow = F.interpolate(offsets.float(), size=image.shape[-2:], mode="bilinear", align_corners=False)
-    return look_up(image, flow).to(image.dtype)
+    """(B, C, H, W) moved by backward offsets (B, 2, any, any) in units of half the image side; the image's dtype.
+
+    Bicubic: a bilinear look-up halves the sharpness of a photo that moves by parts of a pixel.
+    """
+    return look_up(image, enlarge(offsets, image.shape[-2:]), mode="bicubic").to(image.dtype)
 
 
-def cover(image: Tensor, paint: Tensor) -> Tensor:
-    """Puts paint (B, 4, any, any), see :class:`Moved`, over an image (B, 3, H, W)."""
-    paint = F.interpolate(paint.float(), size=image.shape[-2:], mode="bilinear", align_corners=False)
-    return image + opacity(paint[:, 3:]) * (paint[:, :3] - image)
+def cover(image: Tensor, moved: Moved) -> Tensor:
+    """Lays the inside of the mouth over an image (B, 3, H, W)."""
+    place, tint, logit = (enlarge(field, image.shape[-2:]) for field in (moved.place, moved.tint, moved.opacity))
+    colour = (sample(moved.mouth, place) + 1) * (1 + tint) - 1
+    return image + opacity(logit) * (colour - image)
 
 
 def opacity(logit: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ import numpy as np
 
 from semo_sdk.errors import ConfigError
 
-__all__ = ["MAX_SEED", "check_seed", "normal"]
+__all__ = ["MAX_SEED", "Stream", "check_seed", "generator", "normal"]
 
 MAX_SEED = 2**64 - 1
-STREAMS = {"motion": 0, "render": 1}
+Stream = Literal["motion", "render", "blink"]
+STREAMS: dict[Stream, int] = {"motion": 0, "render": 1, "blink": 2}
 
 
 def check_seed(seed: int | np.integer) -> int:
@@ -29,18 +30,19 @@ def check_seed(seed: int | np.integer) -> int:
     return int(seed)
 
 
-def normal(shape: tuple[int, ...], *, seed: int, pass_index: int, stream: Literal["motion", "render"]) -> np.ndarray:
-    """Standard normal noise.
+def generator(*, seed: int, pass_index: int, stream: Stream) -> np.random.Generator:
+    """Random numbers for one purpose of one pass.
 
     Args:
-        shape: of the result.
         seed: 0 to 2**64 - 1.
         pass_index: number of the generator's pass, from 0.
-        stream: what the noise is for; the two streams of one pass are independent.
-
-    Returns:
-        float32 array of ``shape``, N(0, 1).
+        stream: what they are for; the streams of one pass are independent.
     """
     # Philox counts in the first words of its counter; the last word keeps the streams apart.
     bits = np.random.Philox(counter=[0, 0, 0, STREAMS[stream]], key=np.array([seed, pass_index], np.uint64))
-    return np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
+    return np.random.Generator(bits)
+
+
+def normal(shape: tuple[int, ...], *, seed: int, pass_index: int, stream: Stream) -> np.ndarray:
+    """Standard normal noise, float32, of a shape; the rest as :func:`generator`."""
+    return generator(seed=seed, pass_index=pass_index, stream=stream).standard_normal(shape, dtype=np.float32)

@@ -20,7 +20,7 @@ class Reference:
 
     Attributes:
         arrays: outputs of the ``reference`` graph by name: ``latents`` (B, c, s, s) float32, ``reference_motion``
-            (B, 1, D) float32 and, for models with a reference cache, ``cache``.
+            (B, 1, D) float32 and, as the model has them, ``cache``, ``appearance``, ``maps`` and ``controls``.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -29,6 +29,11 @@ class Reference:
     def motion(self) -> np.ndarray:
         """(B, 1, D) float32 motion token of the portrait itself."""
         return self.arrays["reference_motion"]
+
+    @property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """What the ``render`` graph takes of it."""
+        return {name: array for name, array in self.arrays.items() if name != "controls"}
 
     def __repr__(self) -> str:
         return f"Reference({', '.join(f'{name}={value.shape}' for name, value in self.arrays.items())})"

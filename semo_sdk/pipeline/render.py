@@ -58,7 +58,7 @@ def render(
     pieces = []
     for start in range(0, count + short, size):
         part = slice(start, start + size)
-        feeds = {**reference.arrays, "motion": np.ascontiguousarray(filled[:, part])}
+        feeds = {**reference.drawn, "motion": np.ascontiguousarray(filled[:, part])}
         if noise is not None:
             feeds["noise"] = np.ascontiguousarray(noise[:, part])
         pieces.append(graphs("render", feeds)["frames"])

@@ -19,6 +19,7 @@ from semo_sdk.constants import (
     WINDOW_SAMPLES,
 )
 from semo_sdk.errors import ConfigError, InputError
+from semo_sdk.pipeline.controls import check_controls
 from semo_sdk.pipeline.features import silent_window
 from semo_sdk.pipeline.motion import repeat_reference
 from semo_sdk.pipeline.noise import check_seed
@@ -26,7 +27,7 @@ from semo_sdk.pipeline.noise import check_seed
 __all__ = ["LATENCIES", "StreamState", "hop_of"]
 
 LATENCIES: dict[str, int] = {"quality": 16, "balanced": 8, "low": 4}  # frames made by one pass
-FORMAT = 1  # of to_bytes()
+FORMAT = 2  # of to_bytes()
 
 
 def hop_of(latency: str) -> int:
@@ -55,6 +56,7 @@ class StreamState:
         seed: 0 to 2**64 - 1.
         hop: frames emitted by one pass, a value of ``LATENCIES``.
         guidance: classifier-free guidance on the speech; 1 = off.
+        head_motion, blink: see :mod:`semo_sdk.pipeline.controls`.
     """
 
     context: np.ndarray
@@ -66,10 +68,20 @@ class StreamState:
     seed: int
     hop: int
     guidance: float
+    head_motion: float
+    blink: float
 
     @classmethod
     def start(
-        cls, config: SemoConfig, reference_motion: np.ndarray, *, latency: str, seed: int, guidance: float | None
+        cls,
+        config: SemoConfig,
+        reference_motion: np.ndarray,
+        *,
+        latency: str,
+        seed: int,
+        guidance: float | None,
+        head_motion: float = 1.0,
+        blink: float = 1.0,
     ) -> StreamState:
         """State before the first frame.
 
@@ -79,10 +91,12 @@ class StreamState:
             latency: a key of ``LATENCIES``.
             seed: 0 to 2**64 - 1.
             guidance: 0 to 10; None takes the model's own.
+            head_motion: 0 to 2. blink: 0 to 1.
 
         Raises:
-            ConfigError: an impossible latency, seed or guidance.
+            ConfigError: an impossible setting.
         """
+        check_controls(head_motion, blink, available=config.has_controls)
         strength = config.generator.guidance if guidance is None else guidance
         if not 0.0 <= strength <= 10.0:
             raise ConfigError(f"expressiveness must be from 0 to 10, got {guidance!r}")
@@ -96,6 +110,8 @@ class StreamState:
             seed=check_seed(seed),
             hop=hop_of(latency),
             guidance=float(strength),
+            head_motion=float(head_motion),
+            blink=float(blink),
         )
 
     @property
@@ -155,6 +171,8 @@ class StreamState:
             seed=int(found["seed"]),
             hop=int(found["hop"]),
             guidance=float(found["guidance"]),
+            head_motion=float(found["head_motion"]),
+            blink=float(found["blink"]),
         )
 
     def check(self, config: SemoConfig) -> StreamState:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from semo_sdk.pipeline.controls import adjust
 from semo_sdk.pipeline.features import encode_audio, extend_window
 from semo_sdk.pipeline.graphs import Graphs
 from semo_sdk.pipeline.motion import generate_motion
@@ -42,12 +43,14 @@ class Chunk:
         frames: (n, 256, 256, 3) uint8 RGB; every second one of n, where a pass was asked for half the frame rate.
         audio: (n * 640,) float32 mono 16 kHz in [-1, 1]; zeros fill up the very last frame of the speech.
         motion: (n, D) float32 motion tokens of the frames.
+        made: (n, D) float32, the same before :func:`~semo_sdk.pipeline.controls.adjust`: context of what follows.
         index: number of the first frame, from 0.
     """
 
     frames: np.ndarray
     audio: np.ndarray
     motion: np.ndarray
+    made: np.ndarray
     index: int
 
     def __len__(self) -> int:
@@ -73,6 +76,7 @@ class Plan:
 
     Attributes:
         tokens: (16, D) float32 motion tokens for frames ``index`` .. ``index + 15``.
+        shown: (16, D) float32, the same after :func:`~semo_sdk.pipeline.controls.adjust`.
         count: how many of them are emitted; the others are redone by the next pass.
         audio: (count * 640,) float32 sound of the emitted frames.
         index: number of the first frame.
@@ -80,6 +84,7 @@ class Plan:
     """
 
     tokens: np.ndarray
+    shown: np.ndarray
     count: int
     audio: np.ndarray
     index: int
@@ -139,9 +144,18 @@ def plan_batch(graphs: Graphs, reference: Reference, states: Sequence[StreamStat
         guidance=np.array([state.guidance for state in states], np.float32),
     )
     plans = []
-    for made, pcm, hop, state in zip(tokens, sounds, hops, states, strict=True):
+    for row, (made, pcm, hop, state) in enumerate(zip(tokens, sounds, hops, states, strict=True)):
         count = frames_in(len(pcm))
-        ready = Plan(made, count, hop[: count * SAMPLES_PER_FRAME], state.frame_index, state.pass_index)
+        shown = adjust(
+            made,
+            reference,
+            row,
+            head_motion=state.head_motion,
+            blink=state.blink,
+            index=state.frame_index,
+            seed=state.seed,
+        )
+        ready = Plan(made, shown, count, hop[: count * SAMPLES_PER_FRAME], state.frame_index, state.pass_index)
         plans.append((ready, advance(state, made[:count], ready.audio, taken=len(pcm))))
     return plans
 
@@ -206,12 +220,21 @@ def step_batch(
     frames = render(
         graphs,
         reference,
-        np.stack([made.tokens[::every][:drawn] for made, _ in plans]),
+        np.stack([made.shown[::every][:drawn] for made, _ in plans]),
         seed=[state.seed for state in states],
         pass_index=[state.pass_index for state in states],
     )
     return [
-        (Chunk(pictures[: -(-made.count // every)], made.audio, made.tokens[: made.count], made.index), after)
+        (
+            Chunk(
+                pictures[: -(-made.count // every)],
+                made.audio,
+                made.shown[: made.count],
+                made.tokens[: made.count],
+                made.index,
+            ),
+            after,
+        )
         for pictures, (made, after) in zip(frames, plans, strict=True)
     ]
 
@@ -232,7 +255,7 @@ def speak(graphs: Graphs, reference: Reference, state: StreamState) -> np.ndarra
     tokens = [np.zeros((0, state.context.shape[1]), np.float32)]
     while len(state.pending):
         made, state = plan(graphs, reference, state)
-        tokens.append(made.tokens[: made.count])
+        tokens.append(made.shown[: made.count])
     return np.concatenate(tokens)
 
 
@@ -250,4 +273,4 @@ def draw(graphs: Graphs, reference: Reference, tokens: np.ndarray, sound: np.nda
         frames = render(graphs, reference, part[None], seed=0, pass_index=number)[0]
         samples = slice(start * SAMPLES_PER_FRAME, (start + len(part)) * SAMPLES_PER_FRAME)
         audio = np.zeros(len(part) * SAMPLES_PER_FRAME, np.float32) if sound is None else sound[samples]
-        yield Chunk(frames, audio, part, start)
+        yield Chunk(frames, audio, part, part, start)

@@ -97,8 +97,11 @@ class Outlet:
             cut, chunk = piece.sent + keep, piece.chunk
             state = self._after(piece, cut)
             if keep:
-                sound, motion = chunk.audio[: cut * self._samples], chunk.motion[: cut * self._every]
-                piece.chunk = replace(chunk, frames=chunk.frames[:cut], audio=sound, motion=motion)
+                frames, tokens = chunk.frames[:cut], cut * self._every
+                sound = chunk.audio[: cut * self._samples]
+                piece.chunk = replace(
+                    chunk, frames=frames, audio=sound, motion=chunk.motion[:tokens], made=chunk.made[:tokens]
+                )
                 kept.append(piece)
             break
         self._queue = kept
@@ -125,4 +128,4 @@ class Outlet:
         if not cut:
             return piece.before
         chunk = piece.chunk
-        return advance(piece.before, chunk.motion[: cut * self._every], chunk.audio[: cut * self._samples], taken=0)
+        return advance(piece.before, chunk.made[: cut * self._every], chunk.audio[: cut * self._samples], taken=0)

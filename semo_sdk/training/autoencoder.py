@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,13 +19,15 @@ from semo_sdk.config import SemoConfig, Strict, preset
 from semo_sdk.errors import ConfigError
 from semo_sdk.models import flow
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
+from semo_sdk.models.face_mesh import FaceReader, load_face_mesh
 from semo_sdk.models.layers import patchify
 from semo_sdk.models.motion_decoder import make_prior
 from semo_sdk.models.semo import SemoModel
-from semo_sdk.models.warp import SHY, Moved
+from semo_sdk.models.warp import MOUTH_SIZE, SHY, Moved, sample
 from semo_sdk.models.whisper import load_whisper
 from semo_sdk.training.data import Batch, PuppetData, Stills, on, read_ahead
 from semo_sdk.training.loop import LoopConfig, Trainer, best_device
+from semo_sdk.training.reader import blink_motion, find_landmarks, fit_reader, read_references
 from semo_sdk.training.sheets import write_sheet
 from semo_sdk.training.teacher import UNITS, read, set_levers, taught_targets, teach
 
@@ -34,6 +37,7 @@ COARSE_WEIGHT = (0.3, 1.0, 1.0, 1.0)
 PAINT_WEIGHT = (0.02, 0.2, 2.0, 4.0)
 # Of pose and expression in the token's loss; their sum is 1. The last ones are mostly noise.
 ENTRY_WEIGHT = tuple(w / 45.6 for w in (*(2.0,) * 6, *(4.0,) * 6, *(1.0,) * 6, *(0.3,) * 12))
+TEXTURE_BANDS = ((2.0, 4.0), (4.0, 10.0))  # radius in cycles per 16 px
 SURFACE_SIZE = 4  # place on the mean face (3), and whether the cell is inside an open mouth
 
 
@@ -53,6 +57,7 @@ class TrainConfig(Strict):
     taught: bool = True  # target tokens come from the teacher; otherwise from the encoder alone, as in the paper
     only_flow: bool = False  # encoder and warp stay as they are in ``init``
     huber: float = 0.0  # the flow's error counts linearly above this (whitened); 0 = squared error, as in the paper
+    texture: float = 0.0  # weight of how much fine detail each 8 x 8 patch has after the flow; vae="patch" only
     at_prior: float = 0.7  # share of samples at t = 1, the step that must move the face; the others are uniform
     field_weight: float = 1.0
     encoder_weight: float = 1.0
@@ -87,26 +92,28 @@ class Stage1(nn.Module):
         # one masking ratio a step, so that the frames stay rectangular; milder at the start
         ratio = float(torch.rand(())) * m.config.encoder.mask_max * min(1.0, 0.5 + self.progress)
         tokens, patches, kept = m.encoder.encode(latents, ratio)
-        tokens = tokens.float()
-        difference = read(tokens - teach(batch.motion, tokens.shape[-1])) * torch.tensor(UNITS, device=tokens.device)
-        error = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.5, reduction="none")
-        error = error @ torch.tensor(ENTRY_WEIGHT, device=tokens.device)
-        free = tokens - teach(read(tokens), tokens.shape[-1])  # what the teacher does not use is kept small
         cells = batch.surface.shape[1] // m.config.grid
         surface = patchify(batch.surface.movedim(-1, 1), cells)
         if kept is not None:
             surface = surface.gather(1, kept.unsqueeze(-1).expand(-1, -1, surface.shape[-1]))
         known = ~surface.isnan()
         place = F.smooth_l1_loss(self.surface(patches).float()[known], surface[known], beta=0.1)
-        return {"token": error.mean() + 0.1 * free.square().mean(), "surface": place}
+        return (
+            {"surface": place}
+            if tokens is None
+            else {"token": token_loss(tokens.float(), batch.motion), "surface": place}
+        )
 
     def _pairs(self, batch: Batch) -> dict[str, Tensor]:
         m, c = self.model, self.config
         sequences, frames = batch.target.shape[:2]
         latents = self._latents(torch.cat([batch.reference[:, None], batch.target], 1))
-        # a taught encoder learns from stills alone: the decoder takes its features as they are
-        with torch.set_grad_enabled(not c.taught and not c.only_flow):
+        # an encoder with taught tokens learns from stills alone: the decoder takes its features as they are
+        with torch.set_grad_enabled(not c.only_flow and (m.reader is not None or not c.taught)):
             reference_motion, appearance, _ = m.encoder.encode(latents[:, 0])
+            if m.reader is not None:
+                reference_motion = batch.seen @ m.reader.directions
+            assert reference_motion is not None
             reference_motion = reference_motion[:, None]
             if c.taught:
                 motion = taught_targets(batch.motion, reference_motion)
@@ -126,20 +133,26 @@ class Stage1(nn.Module):
         return losses
 
     def _warp(self, batch: Batch, moved: Moved, latents: Tensor) -> dict[str, Tensor]:
-        """Losses of the warp head: both fields, and the paint between the lips, all known to the puppet."""
+        """Losses of the warp head: both fields, and the mouth between open lips, all known to the puppet."""
         weight = batch.weight.flatten(0, 1)
         opening = batch.opening.flatten(0, 1).unsqueeze(1)
-        size = opening.shape[-2:]
+        cells = F.interpolate(region_weight(weight, PAINT_WEIGHT).unsqueeze(1), size=opening.shape[-2:])
+        wrong = F.binary_cross_entropy_with_logits(moved.opacity - SHY, opening, reduction="none")
         with torch.no_grad():
-            seen = F.interpolate(self.model.vae.decode(latents.flatten(0, 1)), size=size, mode="area")
-        logit = moved.paint[:, 3:].float() - SHY
-        cells = F.interpolate(region_weight(weight, PAINT_WEIGHT).unsqueeze(1), size=size)
-        wrong = F.binary_cross_entropy_with_logits(logit, opening, reduction="none")
-        colour = ((moved.paint[:, :3] - seen).abs() * opening).sum() / (3 * opening.sum() + size[0])
+            image = self.model.vae.decode(latents.flatten(0, 1))
+            near, mouth = F.max_pool2d(opening, 2), batch.mouth.flatten(0, 1)
+            goal = mouth_places(mouth, near.shape[-1])
+            cells_of = cells_in_image(mouth)
+            truth, shown = sample(image, cells_of), sample(opening, cells_of)
+        seen = (moved.mouth + 1) * (1 + sample(moved.tint, cells_of)) - 1
+        off = ((seen - truth).abs() * shown).sum() / (3 * shown.sum() + shown.shape[-1])
+        astray = ((moved.place - goal).abs().clamp(max=2.0) * near).sum() / (2 * near.sum() + near.shape[-1])
         return {
             "coarse": field_loss(moved.coarse, batch.coarse.flatten(0, 1), weight, COARSE_WEIGHT),
             "field": field_loss(moved.offsets, batch.field.flatten(0, 1), weight, FIELD_WEIGHT),
-            "paint": (wrong * cells).sum() / cells.sum() + 0.3 * colour,
+            "opacity": (wrong * cells).sum() / cells.sum(),
+            "mouth": 0.5 * off,
+            "place": 0.2 * astray,
         }
 
     @torch.no_grad()
@@ -171,12 +184,17 @@ class Stage1(nn.Module):
         cache = m.decoder.encode_reference(reference) if cached else None
         joint = None if cached else reference
         predicted = m.decoder(x_t, t, reference_motion, motion, cache=cache, reference=joint).float()
-        return self._flow_loss(predicted, flow.velocity(target, prior), batch.weight)
+        loss = self._flow_loss(predicted, flow.velocity(target, prior), batch.weight)
+        if c.texture:
+            made = m.unwhiten(x_t + t[:, None, None, None, None] * predicted)
+            loss = loss + c.texture * texture_loss(made, m.unwhiten(target))
+        return loss
 
     def _flow_loss(self, predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """Error of the velocity, weighted by region.
 
-        Squared errors make the decoder blur whatever its warp may have misplaced; linear ones do so less.
+        Squared errors make the decoder blur whatever its warp may have misplaced; linear ones do so less, and a texture
+        loss beside them says that blur is wrong.
         """
         size = predicted.shape[-1]
         cells = region_weight(weight, REGION_WEIGHT).flatten(0, 1).unsqueeze(1)
@@ -195,9 +213,60 @@ class Stage1(nn.Module):
         return (x.expand(-1, frames, -1, -1, -1).flatten(0, 1) for x in (tint, lift))  # type: ignore[return-value]
 
 
+def texture_loss(made: Tensor, truth: Tensor) -> Tensor:
+    """Difference of the deviation of fine detail in each 8 x 8 patch, DCT coefficients (..., 192, h, w) of pixels.
+
+    A picture whose details are a little off place has a large error in every pixel but none here; a blurred one has.
+    """
+    frequency = torch.arange(8, device=made.device)
+    radius = (frequency[:, None] ** 2 + frequency[None] ** 2).float().sqrt().flatten()
+    losses = []
+    for low, high in TEXTURE_BANDS:
+        band = torch.nonzero((radius >= low) & (radius < high)).flatten()
+
+        def deviation(x: Tensor, band: Tensor = band) -> Tensor:
+            # 8 x 8 orthonormal coefficients of a patch: their squares add up to 64 times the pixels' variance
+            grey = x.float().unflatten(-3, (3, 64)).mean(-4)[..., band, :, :]
+            return (grey.square().sum(-3) / 64 + 1e-5).sqrt()
+
+        losses.append((deviation(made) - deviation(truth)).abs().mean())
+    return torch.stack(losses).sum()
+
+
+def token_loss(tokens: Tensor, motion: Tensor) -> Tensor:
+    """Error of the encoder's tokens (B, D) against pose and expression (B, 30), NaN where unknown."""
+    difference = read(tokens - teach(motion, tokens.shape[-1])) * torch.tensor(UNITS, device=tokens.device)
+    error = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.5, reduction="none")
+    free = tokens - teach(read(tokens), tokens.shape[-1])  # what the teacher does not use is kept small
+    return (error @ torch.tensor(ENTRY_WEIGHT, device=tokens.device)).mean() + 0.1 * free.square().mean()
+
+
 def region_weight(weight: Tensor, table: tuple[float, ...]) -> Tensor:
     """Region numbers (..., S, S) uint8 -> their weights, float32."""
     return torch.tensor(table, device=weight.device)[weight.long()]
+
+
+def mouth_places(mouth: Tensor, size: int) -> Tensor:
+    """Places in a mouth's picture of each of ``size * size`` cells of the image: (B, 2, size, size), see ``Batch``."""
+    return affine(mouth, _centres(size, size, mouth.device))
+
+
+def cells_in_image(mouth: Tensor) -> Tensor:
+    """Places in the image of each cell of a mouth's picture: (B, 2, 40, 56), the inverse of :func:`mouth_places`."""
+    linear = torch.linalg.inv(mouth[..., :2])
+    back = torch.cat([linear, -linear @ mouth[..., 2:]], -1)
+    return affine(back, _centres(*MOUTH_SIZE, mouth.device))
+
+
+def affine(matrix: Tensor, places: Tensor) -> Tensor:
+    """(B, 2, 3) maps of places (2, h, w): (B, 2, h, w)."""
+    return (matrix[..., :2] @ places.flatten(1) + matrix[..., 2:]).unflatten(-1, places.shape[1:])
+
+
+def _centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(2, height, width) x and y of cells' centres, the outer edges at -1 and 1."""
+    y, x = ((torch.arange(n, device=device) + 0.5) * (2 / n) - 1 for n in (height, width))
+    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)])
 
 
 def field_loss(predicted: Tensor, target: Tensor, weight: Tensor, table: tuple[float, ...]) -> Tensor:
@@ -252,8 +321,17 @@ def train(
         start = load_checkpoint(init)[0]
         model.encoder.load_state_dict(start.encoder.state_dict())
         model.decoder.load_state_dict(start.decoder.state_dict())
+        if model.reader is not None:
+            model.reader.load_state_dict(cast(FaceReader, start.reader).state_dict())
     elif config.taught and model.decoder.warp is not None:
-        set_levers(model.decoder.warp)
+        set_levers(model.decoder.warp, blink_motion(fresh.driver))
+    if model.reader is not None:
+        load_face_mesh(model.reader.mesh)
+        landmarks = find_landmarks(model.reader, everything, Path(data) / "landmarks.npz")
+        if init is None:
+            fit_reader(model.reader, fresh, landmarks)
+        fresh.seen = held.seen = read_references(model.reader, landmarks)
+        model.reader.requires_grad_(False)
     if config.only_flow:
         if init is None:
             raise ConfigError("only_flow trains the flow of an encoder and a warp that are there: give it init")
@@ -263,10 +341,10 @@ def train(
     load_whisper(model.whisper, whisper)
     device = best_device()
     stage = Stage1(model, config).to(device)
+    path = out / "autoencoder.safetensors"
     modules = {"encoder": model.encoder, "decoder": model.decoder, "surface": stage.surface}
     trainer = Trainer(config.loop, modules, out, resume=resume)
     (out / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
-    path = out / "autoencoder.safetensors"
 
     def make(step: int) -> Step:
         rng = np.random.default_rng([config.loop.seed, step])

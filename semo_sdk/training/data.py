@@ -19,16 +19,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from semo_sdk.constants import IMAGE_SIZE
+from semo_sdk.constants import IMAGE_SIZE, POSE_SIZE
 from semo_sdk.errors import InputError
+from semo_sdk.models.warp import MOUTH_SIZE
 from semo_sdk.training.puppet import CELLS
 from semo_sdk.training.puppet_dataset import pose_of
+from semo_sdk.training.puppet_driver import Driver
 from semo_sdk.training.puppet_geometry import INNER_LIPS, MESH, rotation
 from semo_sdk.training.puppet_mouth import OPEN_MOUTH, fill_polygon, mouth_gap
 
 T = TypeVar("T")
 D = TypeVar("D", bound=Any)
+REFERENCES = 11
 SURFACE_SCALE = 2.0  # the mean face is about one unit high
+MOUTH_MARGIN, MOUTH_DROP = 1.24, 0.35  # a mouth's picture against the inner lips at rest: width, and how far down
 FILES = ("frames", "points", "triangles", "barycentric", "weight", "motion")
 
 
@@ -43,8 +47,11 @@ class Batch:
         field: (G, F, 2, S, S) float32, true backward offsets target -> reference, in units of half the image side.
         coarse: the same of the head alone: what they would be if the reference had the target's expression.
         opening: (G, F, 2 S, 2 S) float32, 1 between open lips, 0 elsewhere.
+        mouth: (G, F, 2, 3) float32, affine map from (x, y, 1) in the target, in units of half the image side from its
+            middle, to the learned pictures of a mouth, whose edges are at -1 and 1.
         weight: (G, F, S, S) uint8: 0 background, 1 face, 2 mouth and eyes, 3 inside of the mouth.
         motion: (G, 1 + F, 30) float32 pose and expression of the reference and the targets; NaN where unknown.
+        seen: (G, 30) pose and expression of the reference as a face reader sees them; zeros without a reader.
     """
 
     reference: Tensor
@@ -53,8 +60,10 @@ class Batch:
     field: Tensor
     coarse: Tensor
     opening: Tensor
+    mouth: Tensor
     weight: Tensor
     motion: Tensor
+    seen: Tensor
 
 
 @dataclass
@@ -86,8 +95,9 @@ class PuppetData:
         self.groups = [group for group in complete if _face_height(group) >= min_face]
         if not self.groups:
             raise InputError(f"no rendered groups in {folder}; make them with: semo data puppet")
-        with np.load(Path(folder) / "driver.npz") as driver:
-            self.canonical = driver["canonical"].astype(np.float32)
+        self.driver = Driver.load(Path(folder) / "driver.npz")
+        self.canonical = self.driver.canonical.astype(np.float32)
+        self.seen: dict[str, np.ndarray] = {}  # by group, (K, 11, 30) of REFERENCES: see training.reader
 
     def part(self, first: int, last: int | None) -> PuppetData:
         """The groups ``first`` to ``last`` alone."""
@@ -137,7 +147,8 @@ class PuppetData:
     def _group(
         self, rng: np.random.Generator, identities: int, frames: int, offset: int, neighbours: bool
     ) -> tuple[np.ndarray, ...]:
-        data = self.open(int(rng.integers(len(self.groups))))
+        number = int(rng.integers(len(self.groups)))
+        data = self.open(number)
         total, length = data["triangles"].shape[:2]
         chosen = np.sort(rng.choice(total, identities, replace=total < identities))
         if neighbours:
@@ -146,7 +157,8 @@ class PuppetData:
         else:
             index = rng.choice(length, frames, replace=length < frames)
         # half of the references are the original portrait, as at inference; the others another rendered frame
-        references = np.where(rng.random(identities) < 0.5, 0, rng.integers(1, 1 + length, identities))
+        choice = np.where(rng.random(identities) < 0.5, 0, rng.integers(1, REFERENCES, identities))
+        references = reference_frames(length)[choice]
         target = data["frames"][chosen[:, None], 1 + index]
         reference = data["frames"][chosen, references]
         motion = np.concatenate(
@@ -159,11 +171,19 @@ class PuppetData:
         turned[:, :, :MESH] = turn_back(moved[:, :, :MESH], motion, self.canonical)
         coarse = offsets_from(source_points(turned, *corners))
         opening = np.stack([[open_mouth(frame) for frame in sequence] for sequence in moved])
+        mouth = place_mouth(moved, motion[:, 1:], self.driver)
         # most tokens come from another identity of the group: the token must not carry who is seen
         shift = np.where(rng.random(identities) < 0.3, 0, rng.integers(1, max(2, identities)))
         driver = offset + (np.arange(identities) + shift) % identities
         weight = data["weight"][chosen[:, None], index]
-        return reference, target, driver, field, coarse, opening, weight, motion
+        reads = self.seen.get(self.groups[number].name)
+        seen = np.zeros((identities, motion.shape[-1]), np.float32) if reads is None else reads[chosen, choice]
+        return reference, target, driver, field, coarse, opening, mouth, weight, motion, seen
+
+
+def reference_frames(length: int) -> np.ndarray:
+    """(REFERENCES,) frames of a group that serve as references: the portrait and frames spread evenly over the rest."""
+    return np.concatenate([[0], np.linspace(1, length, REFERENCES - 1).round().astype(int)])
 
 
 def _face_height(group: Path) -> float:
@@ -217,6 +237,32 @@ def open_mouth(points: np.ndarray) -> np.ndarray:
         return np.zeros((size, size), np.float32)
     polygon = points[INNER_LIPS].astype(np.float64) * (size / IMAGE_SIZE)
     return fill_polygon(polygon, (size, size)) * np.float32(min(1.0, (gap - OPEN_MOUTH) / 1.5 + 0.3))
+
+
+def place_mouth(points: np.ndarray, motion: np.ndarray, driver: Driver) -> np.ndarray:
+    """Affine maps (G, F, 2, 3) from targets to the driver's mouth in his face at rest, see :class:`Batch`.
+
+    The puppet fits the driver's inner lips to the target's, whatever shape they have.
+
+    Args:
+        points: (G, F, P, 2) px of the targets. motion: (G, F, 30) of the targets.
+    """
+    lips = driver.neutral[INNER_LIPS, :2]
+    half = np.array([1.0, MOUTH_SIZE[0] / MOUTH_SIZE[1]]) * MOUTH_MARGIN * np.ptp(lips[:, 0]) / 2
+    centre = lips.mean(0) + np.array([0, MOUTH_DROP * half[1]])
+    moved = np.tensordot(motion[..., POSE_SIZE:], driver.basis[:, INNER_LIPS, :2], axes=(-1, 0))
+    goal = (lips + driver.mean[INNER_LIPS, :2] + moved - centre) / half
+    ours = points[..., INNER_LIPS, :].astype(np.float64) / (IMAGE_SIZE / 2) - 1
+    middle, aim = ours.mean(-2, keepdims=True), goal.mean(-2, keepdims=True)
+    ours, goal = ours - middle, goal - aim
+    # a nearly closed mouth says nothing of heights: they are then as the widths say
+    wide = np.ptp(goal[..., 0], -1) / np.ptp(ours[..., 0], -1)
+    plain = wide[..., None, None] * np.diag([1.0, half[0] / half[1]])
+    weak = (0.02**2 * ours.shape[-2]) * np.eye(2)
+    square = np.swapaxes(ours, -1, -2) @ ours + weak
+    linear = np.swapaxes(np.linalg.solve(square, np.swapaxes(ours, -1, -2) @ goal + weak @ plain), -1, -2)
+    shift = aim[..., 0, :] - (linear @ middle[..., 0, :, None])[..., 0]
+    return np.concatenate([linear, shift[..., None]], -1).astype(np.float32)
 
 
 def offsets_from(source: np.ndarray) -> np.ndarray:

@@ -171,7 +171,7 @@ def encode(model: SemoModel, frames: np.ndarray, batch: int = 25) -> Tensor:
     parts = []
     for piece in torch.from_numpy(frames).split(batch):
         with torch.autocast("cpu", torch.bfloat16):
-            parts.append(model.encoder(model.to_latents(piece)).float())
+            parts.append(model.read_motion(piece).float())
     return torch.cat(parts)
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from semo_sdk.constants import FPS, IMAGE_SIZE
+from semo_sdk.constants import ANGLE_UNIT, FPS, IMAGE_SIZE, OFFSET_UNIT, SCALE_UNIT, SIZE_UNIT
 from semo_sdk.errors import ConfigError
 from semo_sdk.training import puppet, puppet_driver, puppet_geometry
 from semo_sdk.training.puppet_assets import Assets, one_thread_each, prepare_assets
@@ -45,7 +45,6 @@ CROP = (1.6, 2.4)  # side of the crop in face heights
 SWAY = np.array([np.radians(12), np.radians(8), np.radians(8), 0.04, 0.04, 0.04])  # yaw, pitch, roll, log scale, x, y
 NECK = np.array([0.0, 0.6, 0.35])  # canonical point that a head turns about
 NECK_SHARE = 0.6  # how far the head really swings about it
-SCALE_UNIT, OFFSET_UNIT = 128.0, 64.0  # pixels
 INSIDE = 0.82  # least share of a crop that must lie inside its photo
 
 
@@ -57,16 +56,16 @@ def motion_target(pose: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
             offset of the face's centre from the crop's in units of 64 px.
         coefficients: (..., 24) expression, passed on.
     """
-    angles = pose[..., :3] * 5
-    size = np.log(pose[..., 3:4] / SCALE_UNIT) * 5
+    angles = pose[..., :3] * ANGLE_UNIT
+    size = np.log(pose[..., 3:4] / SCALE_UNIT) * SIZE_UNIT
     offset = (pose[..., 4:6] - IMAGE_SIZE / 2) / OFFSET_UNIT
     return np.concatenate([angles, size, offset, coefficients], -1).astype(np.float32)
 
 
 def pose_of(motion: np.ndarray) -> np.ndarray:
     """Poses (..., 6) in the 256 crop from auxiliary targets (..., >= 6): the inverse of :func:`motion_target`."""
-    size = np.exp(motion[..., 3:4] / 5) * SCALE_UNIT
-    return np.concatenate([motion[..., :3] / 5, size, motion[..., 4:6] * OFFSET_UNIT + IMAGE_SIZE / 2], -1)
+    size = np.exp(motion[..., 3:4] / SIZE_UNIT) * SCALE_UNIT
+    return np.concatenate([motion[..., :3] / ANGLE_UNIT, size, motion[..., 4:6] * OFFSET_UNIT + IMAGE_SIZE / 2], -1)
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ def write_sheet(model: SemoModel, data: PuppetData, path: Path, *, taught: bool,
         driver, reference, truth = batch.target[1], batch.reference[:1], batch.target[0]
         with torch.autocast(device.type, torch.bfloat16):
             latents = model.to_latents(reference)
-            reference_motion, appearance, _ = model.encoder.encode(latents)
+            reference_motion, appearance = model.look(reference, latents)
             reference_motion = reference_motion[:, None]
             known = taught_targets(batch.motion[:1], reference_motion)
-            motion = known if taught else model.encoder(model.to_latents(driver))[None]
+            motion = known if taught else model.read_motion(driver)[None]
             cells, maps = [reference[0], driver[0]], None
             if model.decoder.warp is not None:
                 maps = model.decoder.warp.maps(model.whiten(latents), appearance)

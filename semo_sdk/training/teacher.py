@@ -13,10 +13,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from semo_sdk.constants import POSE_SIZE, TAUGHT_SIZE
 from semo_sdk.models.warp import WarpHead
 
-MOTION_SIZE = 30  # pose: yaw, pitch, roll, log scale, x, y; then 24 expression coefficients
-POSE_SIZE = 6
 # brings every entry to about unit deviation over the puppet's data
 UNITS = (1.5, 2.0, 3.0, 2.0, 5.0, 4.0, *(1.0,) * 24)
 
@@ -24,8 +23,8 @@ UNITS = (1.5, 2.0, 3.0, 2.0, 5.0, 4.0, *(1.0,) * 24)
 @cache
 def directions(width: int) -> Tensor:
     """(30, width) orthogonal rows, scaled so that a token of unit entries has unit mean square; always the same."""
-    random = torch.randn(width, MOTION_SIZE, generator=torch.Generator().manual_seed(2026), dtype=torch.float64)
-    rows = torch.linalg.qr(random).Q.T * (width / MOTION_SIZE) ** 0.5
+    random = torch.randn(width, TAUGHT_SIZE, generator=torch.Generator().manual_seed(2026), dtype=torch.float64)
+    rows = torch.linalg.qr(random).Q.T * (width / TAUGHT_SIZE) ** 0.5
     return (rows * torch.tensor(UNITS, dtype=torch.float64)[:, None]).float()
 
 
@@ -54,20 +53,25 @@ def taught_targets(known: Tensor, reference_motion: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def set_levers(head: WarpHead) -> None:
+def set_levers(head: WarpHead, blink: Tensor) -> None:
     """Starts the levers of a warp head as what the teacher wrote, in unit deviations.
 
-    Change of pose for the coarse warp; for the maps a constant and the leading expression coefficients.
+    Change of pose for the coarse warp; for the maps a constant, how far the eyes are closed, and the leading expression
+    coefficients.
+
+    Args:
+        head: to set, in place. blink: (30,) change of the motion that closes the eyes.
     """
     width = head.levers.in_features // 2
     rows = directions(width)
-    reading = rows / rows.square().sum(1, keepdim=True) * torch.tensor(UNITS)[:, None]
-    for levers, first in ((head.pose_levers, 0), (head.levers, POSE_SIZE - 1)):
-        count = min(levers.out_features, MOTION_SIZE - first)
-        levers.weight.zero_()
-        levers.bias.zero_()
-        levers.weight[:count, width:] = reading[first : first + count]
-        if first:
-            levers.weight[:count, :width] = reading[first : first + count]
-    head.levers.weight[0].zero_()
+    reading = rows / rows.square().sum(1, keepdim=True)
+    unit = torch.tensor(UNITS)[:, None]
+    head.pose_levers.weight.zero_()
+    head.pose_levers.bias.zero_()
+    head.pose_levers.weight[:, width:] = (reading * unit)[: len(head.pose_levers.weight)]
+    eyes = blink / blink.square().sum()
+    expression = torch.cat([eyes[None] @ reading, (reading * unit)[POSE_SIZE:]])[: len(head.levers.weight) - 1]
+    head.levers.weight.zero_()
+    head.levers.bias.zero_()
     head.levers.bias[0] = 1.0
+    head.levers.weight[1 : 1 + len(expression)] = expression.repeat(1, 2)
