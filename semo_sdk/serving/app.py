@@ -11,16 +11,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.websockets import WebSocketDisconnect
 
 import semo_sdk
 from semo_sdk.errors import SemoError
 from semo_sdk.serving import protocol
-from semo_sdk.serving.auth import SUBPROTOCOL, socket_key
 from semo_sdk.serving.guard import Guard
-from semo_sdk.serving.live import TRY_LATER, Connection, close, read_start
+from semo_sdk.serving.live_socket import serve_socket
 from semo_sdk.serving.metrics import CONTENT_TYPE_LATEST
-from semo_sdk.serving.portraits import StoredPortrait
 from semo_sdk.serving.problems import ApiError, problem
 from semo_sdk.serving.routes import portraits_router, videos_router
 from semo_sdk.serving.schemas import ErrorBody, Health
@@ -89,36 +86,9 @@ def create_app(service: Service) -> FastAPI:
 
     @app.websocket("/v1/live")
     async def live(socket: WebSocket) -> None:
-        await _live(service, socket)
+        await serve_socket(service, socket)
 
     return app
-
-
-async def _live(service: Service, socket: WebSocket) -> None:
-    try:
-        owner = service.owner(socket_key(socket))
-        service.check_ready()
-    except SemoError as error:
-        status, body, headers = problem(error)
-        await socket.send_denial_response(JSONResponse(body, status, headers))
-        return
-    await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope.get("subprotocols", []) else None)
-    try:
-        start = await read_start(socket, service.settings)
-        with service.seat(owner):
-            stored: StoredPortrait = service.portraits.get(start.portrait_id, owner)
-            reference = await service.decode(stored.reference, service.engine)
-            session = service.engine.open(
-                reference, latency=start.latency, seed=start.seed, expressiveness=start.expressiveness
-            )
-            connection = Connection(socket, session, start, service.settings, service.encoders, lambda: service.stop_at)
-            await connection.run()
-    except SemoError as error:
-        status, body, headers = problem(error)
-        retry = {"retry_after": int(headers["Retry-After"])} if "Retry-After" in headers else {}
-        await close(socket, TRY_LATER if retry else 1008, "refused", {**body["error"], **retry})
-    except WebSocketDisconnect:
-        return
 
 
 def _add_errors(app: FastAPI) -> None:

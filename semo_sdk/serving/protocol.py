@@ -1,12 +1,13 @@
-"""What travels over ``WS /v1/live``, shared by server and client.
+"""What travels over ``WS /v1/live`` and the data channel of ``POST /v1/webrtc/offer``, shared by server and client.
 
 The client sends one text message ``session.start``, then binary messages of PCM16 (little endian, mono, at the rate
-that it named) and text messages. The server sends text events and binary frames.
+that it named) and text messages. The server sends text events and binary frames. Over WebRTC the offer takes the place
+of ``session.start``, and frames travel as tracks.
 
-Client events: ``session.start``, ``speech.end``, ``interrupt``, ``listen``, ``session.end``.
+Client events: ``session.start``, ``speech.end``, ``interrupt``, ``listen``, ``settings``, ``session.end``.
 
 Server events: ``session.started``, ``state`` (speaking, listening, idle), ``speech.done`` and ``speech.interrupted``
-(with the playback position), ``error``, ``server.draining``, ``session.closed``.
+(with the playback position), ``stats`` (once a second), ``error``, ``server.draining``, ``session.closed``.
 
 A binary frame, little endian::
 
@@ -29,7 +30,22 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from semo_sdk.constants import SAMPLE_RATE
 from semo_sdk.serving.speech import Event, Frame, Interrupted, SpeechDone, StateChanged
 
-__all__ = ["CLIENT_EVENTS", "Start", "event_message", "pack_frame", "unpack_frame"]
+__all__ = [
+    "CLIENT_EVENTS",
+    "Adjust",
+    "Interrupt",
+    "Listen",
+    "Manner",
+    "Offer",
+    "Options",
+    "SessionEnd",
+    "SpeechEnd",
+    "Start",
+    "Style",
+    "event_message",
+    "pack_frame",
+    "unpack_frame",
+]
 
 VERSION = 1
 HEADER = struct.Struct("<BBHI")
@@ -40,16 +56,37 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Start(Message):
+class Style(Message):
+    """How the portrait moves; may change while it lives."""
+
+    expressiveness: float | None = Field(None, ge=0, le=10)
+
+
+class Manner(Style):
+    """What :meth:`semo_sdk.serving.engine.Engine.open` takes."""
+
+    latency: Literal["quality", "balanced", "low"] | None = None
+    seed: int = Field(0, ge=0, le=2**64 - 1)
+
+
+class Options(Manner):
+    """Of a live session."""
+
+    portrait_id: str = Field("default", max_length=64)
+    sample_rate: int = Field(SAMPLE_RATE, ge=8_000, le=48_000, description="of the PCM16 that follows, in Hz")
+
+
+class Start(Options):
     """The first message of a live session."""
 
     type: Literal["session.start"]
-    portrait_id: str = Field("default", max_length=64)
-    sample_rate: int = Field(SAMPLE_RATE, ge=8_000, le=48_000, description="of the PCM16 that follows, in Hz")
-    latency: Literal["quality", "balanced", "low"] | None = None
-    seed: int = Field(0, ge=0, le=2**64 - 1)
-    expressiveness: float | None = Field(None, ge=0, le=10)
     jpeg_quality: int = Field(85, ge=30, le=95)
+
+
+class Offer(Options):
+    """What begins a live session over WebRTC."""
+
+    sdp: str = Field(max_length=65_536, description="of a complete offer: one audio, one video, one data channel")
 
 
 class SpeechEnd(Message):
@@ -71,13 +108,19 @@ class Listen(Message):
     on: bool = True
 
 
+class Adjust(Style):
+    """Other settings from the next pass on; those not named stay."""
+
+    type: Literal["settings"]
+
+
 class SessionEnd(Message):
     """Goodbye."""
 
     type: Literal["session.end"]
 
 
-ClientEvent = Annotated[Start | SpeechEnd | Interrupt | Listen | SessionEnd, Field(discriminator="type")]
+ClientEvent = Annotated[Start | SpeechEnd | Interrupt | Listen | Adjust | SessionEnd, Field(discriminator="type")]
 CLIENT_EVENTS: TypeAdapter[ClientEvent] = TypeAdapter(ClientEvent)
 
 

@@ -6,9 +6,19 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Settings"]
+__all__ = ["IceServer", "Settings"]
 
 MEGABYTE = 1_000_000
+
+
+class IceServer(BaseModel):
+    """A STUN or TURN server, as browsers name it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    urls: str = Field(pattern=r"^(stun|turn|turns):[^\s@]+$", max_length=256)
+    username: str | None = Field(None, max_length=256)
+    credential: str | None = Field(None, max_length=256)
 
 
 class Settings(BaseModel):
@@ -21,6 +31,8 @@ class Settings(BaseModel):
         None, description="file of API keys; None: nobody needs one, and only this machine may ask"
     )
     origins: tuple[str, ...] = Field((), description="web origins that may call the API from a browser (CORS)")
+
+    ice_servers: tuple[IceServer, ...] = Field((), description="STUN and TURN servers, for this server and its clients")
 
     sessions_per_key: int = Field(4, ge=1, description="live sessions at once")
     session_seconds: float = Field(3600, gt=0, description="longest live session")
