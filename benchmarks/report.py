@@ -49,9 +49,14 @@ def update_readme(readme: str, results: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         ValueError: a result's markers are not in the text.
     """
-    from semo_sdk.benchmarks import latency, lipsync, quality_tables
+    from semo_sdk.benchmarks import latency, lipsync, load, quality_tables
 
-    writers = {"latency": latency.markdown, "lipsync": lipsync.markdown, "quality": quality_tables.readme}
+    writers = {
+        "latency": latency.markdown,
+        "lipsync": lipsync.markdown,
+        "load": load.markdown,
+        "quality": quality_tables.readme,
+    }
     for result in results:
         name = result["benchmark"]
         begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"

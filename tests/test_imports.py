@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": BASE | {"bundle", "backends"},
     "training": BASE | {"media", "models"},
     "doctor": RUNTIME,
-    "benchmarks": API | {"doctor", "models", "training"},
+    "benchmarks": API | {"doctor", "models", "training", "serving"},
     "serving": API,
     "cli": API | {"doctor", "models", "export", "engines", "training", "benchmarks", "serving"},
 }

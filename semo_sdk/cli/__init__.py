@@ -219,6 +219,14 @@ def bench_lipsync(context: typer.Context) -> None:
         delegate("semo_sdk.benchmarks.lipsync", context)
 
 
+@bench_app.command("load", context_settings=PASS_THROUGH, add_help_option=False)
+def bench_load(context: typer.Context) -> None:
+    """Live sessions that a server carries: gaps, first frames, lost samples, memory."""
+    with outcome():
+        need("serve", "fastapi", "uvicorn", "websockets", "httpx")
+        delegate("semo_sdk.benchmarks.load", context)
+
+
 @bench_app.command("quality", context_settings=PASS_THROUGH, add_help_option=False)
 def bench_quality(context: typer.Context) -> None:
     """Reconstruction, audio-driven generation, long runs, silence, with baselines: JSON and a page."""

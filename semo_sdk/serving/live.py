@@ -24,6 +24,7 @@ from semo_sdk.serving.protocol import (
     Listen,
     Manner,
     Options,
+    Save,
     SessionEnd,
     SpeechEnd,
     Start,
@@ -122,7 +123,8 @@ async def opened(service: Service, owner: str, options: Options) -> AsyncIterato
         stored = service.portraits.get(options.portrait_id, owner)
         reference = await service.decode(stored.reference, service.engine)
         manner = {name: getattr(options, name) for name in Manner.model_fields}
-        session = service.engine.open(reference, **manner)
+        state = None if options.state_id is None else service.states.get(options.state_id, owner).state
+        session = service.engine.open(reference, state=state, **manner)
         try:
             yield session
         finally:
@@ -137,10 +139,12 @@ class Connection:
         session: closed at the end, whatever happens.
         options: what the client asked for.
         service: its settings, threads, and whether it drains.
+        owner: whose saved states these are.
     """
 
-    def __init__(self, wire: Wire, session: LiveSession, options: Options, service: Service) -> None:
+    def __init__(self, wire: Wire, session: LiveSession, options: Options, service: Service, owner: str) -> None:
         self._wire, self._session, self._options, self._service = wire, session, options, service
+        self._owner = owner
         self._settings = service.settings
         self._notices: deque[dict[str, Any]] = deque(maxlen=MAX_MISTAKES)
         self._heard_from = time.monotonic()
@@ -212,6 +216,12 @@ class Connection:
                 self._session.listen(event.on)
             case Adjust():
                 self._session.adjust(**event.model_dump(exclude={"type"}, exclude_none=True))
+            case Save():
+                self._service.rates.check(self._owner)
+                saved = self._service.states.add(self._session.save(), self._owner)
+                notice = {"type": "session.saved", "state_id": saved.id, "position": saved.state.time}
+                self._notices.append(notice)
+                self._changed.set()
             case Start():
                 raise ApiError(400, "already_started", "the session has started", param="type")
         return isinstance(event, SessionEnd)
@@ -221,7 +231,8 @@ class Connection:
         await loop.run_in_executor(self._service.encoders, self._session.push, pcm, rate)
 
     async def _write(self) -> Ending:
-        begun, due, warned = time.monotonic(), 0.0, False
+        begun = due = time.monotonic()
+        warned = False
         told, shown, state = begun, 0, self._session.state
         await self._wire.send_event(
             {

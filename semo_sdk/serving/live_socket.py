@@ -39,7 +39,7 @@ async def serve_socket(service: Service, socket: WebSocket) -> None:
         start = await wire.start()
         async with opened(service, owner, start) as session:
             wire.quality = start.jpeg_quality
-            await wire.close(await Connection(wire, session, start, service).run())
+            await wire.close(await Connection(wire, session, start, service, owner).run())
     except SemoError as error:
         await wire.close(Ending.of(error, reason="refused"))
     except Gone:

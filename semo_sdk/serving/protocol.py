@@ -4,17 +4,19 @@ The client sends one text message ``session.start``, then binary messages of PCM
 that it named) and text messages. The server sends text events and binary frames. Over WebRTC the offer takes the place
 of ``session.start``, and frames travel as tracks.
 
-Client events: ``session.start``, ``speech.end``, ``interrupt``, ``listen``, ``settings``, ``session.end``.
+Client events: ``session.start``, ``speech.end``, ``interrupt``, ``listen``, ``settings``, ``session.save``,
+``session.end``.
 
 Server events: ``session.started``, ``state`` (speaking, listening, idle), ``speech.done`` and ``speech.interrupted``
-(with the playback position), ``stats`` (once a second), ``error``, ``server.draining``, ``session.closed``.
+(with the playback position), ``stats`` (once a second), ``session.saved`` (with the ``state_id`` for a later
+``session.start``), ``error``, ``server.draining``, ``session.closed``.
 
 A binary frame, little endian::
 
     version  uint8      1
     flags    uint8      bit 0: speech is in it
-    samples  uint16     n = 640: 40 ms at 16 kHz
-    index    uint32     number of the frame since the session began; shown at index / 25 seconds
+    samples  uint16     n = 640: 40 ms at 16 kHz; twice as many at half the frame rate
+    index    uint32     number of the frame since the session began; shown at index / 25 seconds at any frame rate
     audio    n x int16  exactly the sound of this frame
     picture  the rest   JPEG, 256 x 256
 """
@@ -22,10 +24,10 @@ A binary frame, little endian::
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from semo_sdk.constants import SAMPLE_RATE
 from semo_sdk.serving.speech import Event, Frame, Interrupted, SpeechDone, StateChanged
@@ -38,6 +40,7 @@ __all__ = [
     "Manner",
     "Offer",
     "Options",
+    "Save",
     "SessionEnd",
     "SpeechEnd",
     "Start",
@@ -66,6 +69,7 @@ class Manner(Style):
     """What :meth:`semo_sdk.serving.engine.Engine.open` takes."""
 
     latency: Literal["quality", "balanced", "low"] | None = None
+    fps: float = Field(25, description="frames a second, 25 or 12.5; sound and motion are the same")
     seed: int = Field(0, ge=0, le=2**64 - 1)
 
 
@@ -74,6 +78,13 @@ class Options(Manner):
 
     portrait_id: str = Field("default", max_length=64)
     sample_rate: int = Field(SAMPLE_RATE, ge=8_000, le=48_000, description="of the PCM16 that follows, in Hz")
+    state_id: str | None = Field(None, max_length=64, description="a saved session to go on from")
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.state_id is not None and self.model_fields_set & {"latency", "seed", "expressiveness"}:
+            raise ValueError("a saved session has its latency, seed and expressiveness")
+        return self
 
 
 class Start(Options):
@@ -114,13 +125,21 @@ class Adjust(Style):
     type: Literal["settings"]
 
 
+class Save(Message):
+    """Keep the session as it is for another one; it goes on."""
+
+    type: Literal["session.save"]
+
+
 class SessionEnd(Message):
     """Goodbye."""
 
     type: Literal["session.end"]
 
 
-ClientEvent = Annotated[Start | SpeechEnd | Interrupt | Listen | Adjust | SessionEnd, Field(discriminator="type")]
+ClientEvent = Annotated[
+    Start | SpeechEnd | Interrupt | Listen | Adjust | Save | SessionEnd, Field(discriminator="type")
+]
 CLIENT_EVENTS: TypeAdapter[ClientEvent] = TypeAdapter(ClientEvent)
 
 
@@ -141,7 +160,7 @@ def pack_frame(frame: Frame, jpeg: bytes) -> bytes:
 
 
 def unpack_frame(message: bytes) -> tuple[int, bool, np.ndarray, bytes]:
-    """Number of the frame, whether it speaks, its (640,) int16 sound at 16 kHz, and its JPEG.
+    """Number of the frame, whether it speaks, its (n,) int16 sound at 16 kHz, and its JPEG.
 
     Raises:
         ValueError: not a frame of this version.

@@ -46,6 +46,10 @@ class Settings(BaseModel):
     portraits: int = Field(64, ge=1, description="kept in memory altogether")
     portraits_per_key: int = Field(16, ge=1, description="the one used least recently makes room")
 
+    states: int = Field(64, ge=1, description="saved live sessions kept in memory altogether")
+    states_per_key: int = Field(8, ge=1, description="the oldest makes room")
+    state_bytes: int = Field(5 * MEGABYTE, ge=1024, description="of one that is uploaded: 60 s of speech are 3.9 MB")
+
     audio_bytes: int = Field(32 * MEGABYTE, ge=1024)
     audio_seconds: float = Field(180, gt=0, description="of one video")
     videos_waiting: int = Field(16, ge=1, description="jobs that are not finished, altogether")
