@@ -7,13 +7,24 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, checker, helper, save
 
-from semo_sdk.backends import available_backends, fake_engines, graph_specs, load_engines, onnxruntime, openvino
+from semo_sdk.backends import (
+    available_backends,
+    fake_engines,
+    graph_specs,
+    load_engines,
+    onnxruntime,
+    openvino,
+    select,
+    torch,
+)
 from semo_sdk.backends.base import Axis, Engine, GraphSpec, TensorSpec
+from semo_sdk.backends.device import DeviceArray, DeviceEngine, first, join
 from semo_sdk.backends.fake import FakeEngine
 from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
 from semo_sdk.backends.openvino import MAX_COMPILED, OpenVinoEngine
@@ -88,6 +99,20 @@ def test_views_with_strides_are_fine(engine: Engine) -> None:
     given = feeds(2, 8)
     reversed_frames = {**given, "frames": given["frames"][:, ::-1]}
     np.testing.assert_array_equal(engine(reversed_frames)["bright"], engine(given)["bright"][:, ::-1])
+
+
+def test_tensors_may_stay_on_the_device(model_path: Path) -> None:
+    engine = OnnxRuntimeEngine(SPEC, model_path, threads=1)
+    assert isinstance(engine, DeviceEngine)
+    a, b = feeds(2, 4, gain=1.5), feeds(1, 4)
+    arrays = [engine.on_device(given)["bright"] for given in (a, b)]
+    whole = first(join(arrays), 2)
+    assert isinstance(whole, DeviceArray) and whole.shape == (3, 2, 3) and whole.device is arrays[0].device
+    expected = np.concatenate([engine(a)["bright"], engine(b)["bright"]])[:, :2]
+    np.testing.assert_array_equal(np.asarray(whole), expected)
+    again = engine({"frames": whole, "gain": np.ones(3, np.float32)})
+    np.testing.assert_array_equal(again["bright"], expected)
+    np.testing.assert_array_equal(np.asarray(arrays[0]), engine(a)["bright"])
 
 
 def test_outputs_belong_to_the_caller(engine: Engine) -> None:
@@ -236,10 +261,69 @@ def test_auto_takes_the_next_when_one_is_missing(bundle: Bundle, monkeypatch: py
     openvino._core.cache_clear()
 
 
-def test_onnxruntime_is_first_where_it_has_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semo_sdk.backends.select.cuda_device_count", lambda: 1)
-    monkeypatch.setattr(onnxruntime, "has_cuda", lambda: True)
-    assert load_engines(bundle).backend == "onnxruntime"
+class Gpu:
+    """Pretends that a GPU is here; the backends of it that are ``broken`` do not start."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *broken: str) -> None:
+        monkeypatch.setattr(select, "cuda_device_count", lambda: 1)
+        monkeypatch.setattr(select, "_said", set())
+        monkeypatch.setattr(onnxruntime, "has_cuda", lambda: "onnxruntime" not in broken)
+        monkeypatch.setattr(torch, "has_cuda", lambda: "torch" not in broken)
+        for module in (onnxruntime, torch):
+            monkeypatch.setattr(module, "opener", self.opener(f"{module.NAME} starts" in broken))
+
+    def opener(self, fails: bool) -> Callable[..., Any]:
+        def start(spec: GraphSpec) -> Engine:
+            if fails:
+                raise EngineError("no libcudnn")
+            return FakeEngine(spec)
+
+        return lambda bundle, precision, threads, *, variant="": start
+
+
+@pytest.mark.parametrize(
+    ("broken", "chosen"),
+    [
+        ((), "onnxruntime"),
+        (("onnxruntime",), "torch"),
+        (("onnxruntime starts",), "torch"),
+        (("onnxruntime starts", "torch starts"), "openvino"),
+        (("onnxruntime", "torch"), "openvino"),
+    ],
+)
+def test_on_a_gpu_the_first_that_starts_is_taken_and_the_rest_told_once(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: tuple[str, ...],
+    chosen: str,
+) -> None:
+    Gpu(monkeypatch, *broken)
+    for _ in range(2):
+        assert load_engines(bundle).backend == chosen
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == 1 and told[0].startswith(f"running on {chosen}") and "tensorrt: " in told[0]
+    assert ("no libcudnn" in told[0]) == any("starts" in word for word in broken)
+
+
+def test_variants_are_part_of_the_name(bundle: Bundle) -> None:
+    with load_engines(bundle, "onnxruntime:cpu") as engines:
+        assert (engines.backend, engines.precision) == ("onnxruntime:cpu", "fp32")
+    if not onnxruntime.has_cuda():
+        with pytest.raises(BackendUnavailableError, match="onnxruntime:tensorrt' needs an NVIDIA GPU"):
+            load_engines(bundle, "onnxruntime:tensorrt")
+    with pytest.raises(ConfigError, match="no variant 'fast'; choose torch:compile"):
+        load_engines(bundle, "torch:fast")
+    with pytest.raises(ConfigError, match="it has none, use 'openvino'"):
+        load_engines(bundle, "openvino:gpu")
+
+
+def test_the_tensorrt_provider_is_told_every_shape() -> None:
+    [(name, settings), *rest] = onnxruntime._providers(SPEC, "tensorrt", True)
+    assert name == "TensorrtExecutionProvider" and settings["trt_fp16_enable"]
+    assert settings["trt_profile_min_shapes"] == "frames:1x1x3,gain:1"
+    assert settings["trt_profile_max_shapes"] == "frames:8x16x3,gain:8"
+    assert rest == ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 def test_graphs_open_late_and_once(bundle: Bundle) -> None:

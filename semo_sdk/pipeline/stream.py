@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from semo_sdk.backends.device import Tensor, first, to_host
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from semo_sdk.pipeline.features import encode_audio, extend_window
 from semo_sdk.pipeline.graphs import Graphs
-from semo_sdk.pipeline.motion import generate_motion
+from semo_sdk.pipeline.motion import checked, generate_motion
 from semo_sdk.pipeline.noise import normal
 from semo_sdk.pipeline.reference import Reference
 from semo_sdk.pipeline.render import launch_size, render
@@ -122,6 +123,15 @@ def plan_batch(graphs: Graphs, reference: Reference, states: Sequence[StreamStat
         ValueError: nothing is pending in one of them.
         EngineError: the engine failed.
     """
+    sounds, hops, tokens = _listen(graphs, reference, states)
+    return _plans(checked(graphs, tokens), sounds, hops, states)
+
+
+Sounds = list[np.ndarray]
+
+
+def _listen(graphs: Graphs, reference: Reference, states: Sequence[StreamState]) -> tuple[Sounds, Sounds, Tensor]:
+    """Speech of the next pass, the same filled up to a whole hop, and (B, 16, D) tokens where the engine has them."""
     if not all(len(state.pending) for state in states):
         raise ValueError("nothing is pending: push sound before a pass")
     sounds = [state.pending[: state.hop * SAMPLES_PER_FRAME] for state in states]
@@ -133,11 +143,17 @@ def plan_batch(graphs: Graphs, reference: Reference, states: Sequence[StreamStat
         graphs,
         noise=np.concatenate(noise),
         context=np.stack([state.context for state in states]),
-        reference_motion=reference.motion,
+        reference_motion=reference.arrays["reference_motion"],
         features=encode_audio(graphs, np.stack(windows)),
         available=np.array([state.hop for state in states], np.int64),
         guidance=np.array([state.guidance for state in states], np.float32),
     )
+    return sounds, hops, tokens
+
+
+def _plans(
+    tokens: np.ndarray, sounds: Sounds, hops: Sounds, states: Sequence[StreamState]
+) -> list[tuple[Plan, StreamState]]:
     plans = []
     for made, pcm, hop, state in zip(tokens, sounds, hops, states, strict=True):
         count = frames_in(len(pcm))
@@ -199,20 +215,21 @@ def step_batch(
     hop = states[0].hop
     if any(state.hop != hop for state in states):
         raise ValueError(f"one launch draws one hop, got {sorted({state.hop for state in states})}")
-    plans = plan_batch(graphs, reference, states)
+    sounds, hops, tokens = _listen(graphs, reference, states)
     # Models whose temporal window is longer than the hop also see the tokens that the next pass will redo.
-    wanted = -(-hop // every)
-    drawn = max(wanted, launch_size(graphs.config, wanted))
+    drawn = max(hop, launch_size(graphs.config, hop))
     frames = render(
         graphs,
         reference,
-        np.stack([made.tokens[::every][:drawn] for made, _ in plans]),
+        first(tokens, drawn),
         seed=[state.seed for state in states],
         pass_index=[state.pass_index for state in states],
     )
+    # All three graphs are launched; only now anything is waited for.
+    plans = _plans(checked(graphs, tokens), sounds, hops, states)
     return [
         (Chunk(pictures[: -(-made.count // every)], made.audio, made.tokens[: made.count], made.index), after)
-        for pictures, (made, after) in zip(frames, plans, strict=True)
+        for pictures, (made, after) in zip(to_host(frames), plans, strict=True)
     ]
 
 
@@ -247,7 +264,7 @@ def draw(graphs: Graphs, reference: Reference, tokens: np.ndarray, sound: np.nda
     """
     for number, start in enumerate(range(0, len(tokens), CHUNK_FRAMES)):
         part = tokens[start : start + CHUNK_FRAMES]
-        frames = render(graphs, reference, part[None], seed=0, pass_index=number)[0]
+        frames = to_host(render(graphs, reference, part[None], seed=0, pass_index=number))[0]
         samples = slice(start * SAMPLES_PER_FRAME, (start + len(part)) * SAMPLES_PER_FRAME)
         audio = np.zeros(len(part) * SAMPLES_PER_FRAME, np.float32) if sound is None else sound[samples]
         yield Chunk(frames, audio, part, start)
