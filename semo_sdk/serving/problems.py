@@ -25,6 +25,7 @@ __all__ = ["ApiError", "QuotaError", "problem"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STORAGE_RETRY_SECONDS = 10
+ENCODE_MESSAGE = "the video could not be encoded or stored; try again"  # the error itself names the server's folders
 INVALID, SERVER = "invalid_request_error", "server_error"
 
 # The first that fits: error, status, type, code, the parameter it is usually about
@@ -84,4 +85,5 @@ def problem(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
         _, status, kind, code, param = found
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}, headers
+    message = ENCODE_MESSAGE if isinstance(error, EncodeError) else str(error)
+    return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, headers
