@@ -1,4 +1,4 @@
-"""The FastAPI application: health, portraits, videos and live sessions. Made by :func:`create_app`."""
+"""The FastAPI application: health, portraits, videos, live sessions and a page. Made by :func:`create_app`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from semo_sdk.serving.guard import Guard
 from semo_sdk.serving.live_socket import serve_socket
 from semo_sdk.serving.metrics import CONTENT_TYPE_LATEST
 from semo_sdk.serving.problems import ApiError, problem
-from semo_sdk.serving.routes import portraits_router, videos_router
+from semo_sdk.serving.routes import portraits_router, videos_router, webrtc_router
+from semo_sdk.serving.routes_states import states_router
 from semo_sdk.serving.schemas import ErrorBody, Health
 from semo_sdk.serving.service import Service
+from semo_sdk.serving.site import page_router
+from semo_sdk.serving.webrtc import Peers
 
 __all__ = ["create_app"]
 
@@ -37,12 +40,15 @@ def create_app(service: Service) -> FastAPI:
         service: not started.
     """
 
+    peers = Peers(service)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
         try:
             yield
         finally:
+            await peers.close()
             service.close()
 
     app = FastAPI(
@@ -67,6 +73,9 @@ def create_app(service: Service) -> FastAPI:
 
     app.include_router(portraits_router(service))
     app.include_router(videos_router(service))
+    app.include_router(states_router(service))
+    app.include_router(webrtc_router(service, peers))
+    app.include_router(page_router())
 
     @app.get("/health", tags=["server"])
     def health() -> Health:
@@ -100,6 +109,8 @@ def _add_errors(app: FastAPI) -> None:
 
     def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, OSError):  # an upload could not be stored
+            return known(request, error.__cause__)
         codes = {404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "request_too_large"}
         named = ApiError(error.status_code, codes.get(error.status_code, "bad_request"), str(error.detail))
         return known(request, named)
@@ -115,6 +126,7 @@ def _add_errors(app: FastAPI) -> None:
         return known(request, error)
 
     app.add_exception_handler(SemoError, known)
+    app.add_exception_handler(OSError, unknown)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, unknown)

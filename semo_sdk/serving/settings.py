@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-__all__ = ["IceServer", "Settings"]
+from semo_sdk.errors import ConfigError
+
+__all__ = ["IceServer", "Settings", "read_ice_servers"]
 
 MEGABYTE = 1_000_000
 
@@ -19,6 +21,18 @@ class IceServer(BaseModel):
     urls: str = Field(pattern=r"^(stun|turn|turns):[^\s@]+$", max_length=256)
     username: str | None = Field(None, max_length=256)
     credential: str | None = Field(None, max_length=256)
+
+
+def read_ice_servers(path: Path) -> tuple[IceServer, ...]:
+    """STUN and TURN servers from a JSON file: a list of objects as browsers take them.
+
+    Raises:
+        ConfigError: not such a file.
+    """
+    try:
+        return TypeAdapter(tuple[IceServer, ...]).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError(f'{path} is no list of STUN and TURN servers like [{{"urls": "stun:host:3478"}}]') from error
 
 
 class Settings(BaseModel):
