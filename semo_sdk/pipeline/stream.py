@@ -217,11 +217,12 @@ def step_batch(
         raise ValueError(f"one launch draws one hop, got {sorted({state.hop for state in states})}")
     sounds, hops, tokens = _listen(graphs, reference, states)
     # Models whose temporal window is longer than the hop also see the tokens that the next pass will redo.
-    drawn = max(hop, launch_size(graphs.config, hop))
+    wanted = -(-hop // every)
+    drawn = max(wanted, launch_size(graphs.config, wanted))
     frames = render(
         graphs,
         reference,
-        first(tokens, drawn),
+        first(tokens, drawn) if every == 1 else np.ascontiguousarray(to_host(tokens)[:, ::every][:, :drawn]),
         seed=[state.seed for state in states],
         pass_index=[state.pass_index for state in states],
     )
