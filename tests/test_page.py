@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,8 @@ from tests.serving_tools import Running, png, serving, wait_for, wav  # noqa: E4
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-PAGE = Path(__file__).parent.parent / "semo_sdk" / "serving" / "page"
+ROOT = Path(__file__).parent.parent
+PAGE, DOCS = ROOT / "semo_sdk" / "serving" / "page", ROOT / "docs" / "serving.md"
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +202,27 @@ def test_a_key_is_asked_for_only_if_it_is_needed_and_kept_nowhere(
 
 
 @pytest.mark.slow
+def test_the_snippet_of_the_documentation_runs(running: Running, browser: Browser) -> None:
+    snippet = re.findall(r"```js\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[0]
+    with visit(browser, running.url) as here:
+        told = here.page.evaluate(
+            """async () => {
+              const key = "", pcm16 = new Int16Array(16000).fill(1000), told = [];
+              const video = document.getElementById("video"), console = { log: (event) => told.push(event.type) };
+            """
+            + snippet
+            + """
+              for (const end = performance.now() + 20000; performance.now() < end && !told.includes("speech.done");)
+                await new Promise((next) => setTimeout(next, 50));
+              while (!video.videoWidth) await new Promise((next) => setTimeout(next, 50));
+              pc.close();
+              return told;
+            }"""
+        )
+        assert told[0] == "session.started" and "speech.done" in told
+
+
+@pytest.mark.slow
 def test_errors_are_told_in_plain_words(running: Running, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     with visit(browser, running.url) as here:
         page = here.page
@@ -228,40 +252,44 @@ def test_errors_are_told_in_plain_words(running: Running, browser: Browser, monk
         here.complaints[:] = [text for text in here.complaints if "Failed to load resource" not in text]
 
 
+@contextlib.contextmanager
+def semo_serve(*arguments: str) -> Iterator[str]:
+    """`semo serve` with the model that ships, as users start it; gives its address when it is ready."""
+    command = [str(Path(sys.executable).parent / "semo"), "serve", "--port", "0", "--batch-sizes", "1", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        url = process.stderr.readline().split()[2]
+        wait_for(lambda: httpx.get(url + "/ready").status_code == 200, 240)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
-def test_pictures_of_the_page(browser: Browser, tmp_path: Path, portrait_path: Path) -> None:
-    """With the real model; SEMO_SCREENSHOTS=docs keeps them."""
-    from PIL import Image
-
-    from semo_sdk.backends import load_engines
-    from semo_sdk.bundle import Bundle
-    from semo_sdk.media.image import find_portrait, load_image
-    from semo_sdk.pipeline.graphs import Graphs
-
+def test_pictures_of_the_page(browser: Browser, tmp_path: Path) -> None:
+    """With the model that ships; SEMO_SCREENSHOTS=docs keeps them."""
     folder = Path(os.environ.get("SEMO_SCREENSHOTS", tmp_path))
-    bundle = Bundle.open("semo-tiny")
-    graphs = Graphs(load_engines(bundle, backend="openvino"), bundle.config)
-    found = find_portrait(load_image(portrait_path))
+    wide, phone = {"width": 1200, "height": 800}, {"width": 390, "height": 844}
     looks: dict[str, dict[str, Any]] = {
-        "page-speaking": {"viewport": {"width": 1200, "height": 800}, "color_scheme": "light"},
-        "page-idle": {"viewport": {"width": 1200, "height": 800}, "color_scheme": "dark"},
-        "page-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light"},
+        "page-speaking": {"viewport": wide, "color_scheme": "light"},
+        "page-idle": {"viewport": wide, "color_scheme": "dark"},
+        "page-phone": {"viewport": phone, "color_scheme": "light"},
     }
-    with serving(tmp_path, found, graphs=graphs) as server:
+    with semo_serve("--data", str(tmp_path), "--latency", "low,quality") as url:
         for name, look in looks.items():
-            with visit(browser, server.url, **look) as here:
+            with visit(browser, url, **look) as here:
                 here.come_alive()
                 here.state("idle")
                 if name != "page-idle":
                     here.page.click("#example-speech")
                     here.state("speaking")
-                    time.sleep(2.5)
-                wide = here.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
-                assert wide[0] <= wide[1], "the page is wider than the screen"
+                time.sleep(2.5)
+                width, screen = here.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+                assert width <= screen, "the page is wider than the screen"
                 shot = here.page.screenshot(type="jpeg", quality=72, full_page=name == "page-phone")
                 here.page.evaluate("document.getElementById('stop').click()")
                 here.state("off")
-            picture = Image.open(io.BytesIO(shot))
-            assert picture.width == look["viewport"]["width"] and len(shot) < 150_000
+            assert len(shot) < 150_000
             (folder / f"{name}.jpg").write_bytes(shot)
-    graphs.close()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +16,24 @@ import pytest
 
 pytest.importorskip("aiortc")
 
+from aiortc import RTCConfiguration, RTCPeerConnection  # noqa: E402
+
 from semo_sdk.constants import FPS, SAMPLES_PER_FRAME  # noqa: E402
 from semo_sdk.media.image import Portrait  # noqa: E402
 from semo_sdk.serving.keys import add_key  # noqa: E402
 from semo_sdk.serving.problems import ApiError  # noqa: E402
 from semo_sdk.serving.speech import Frame  # noqa: E402
-from semo_sdk.serving.webrtc import checked_offer  # noqa: E402
 from semo_sdk.serving.webrtc_media import Gate, Tripler, pictures_and_sound  # noqa: E402
+from semo_sdk.serving.webrtc_offer import checked_offer  # noqa: E402
 from tests.conftest import random_speech  # noqa: E402
 from tests.serving_tools import Running, error_of, serving, wait_for  # noqa: E402
 from tests.serving_world import World  # noqa: E402
 from tests.webrtc_tools import Microphone, call  # noqa: E402
 
-SDP = "v=0\r\nm=audio 9 X 0\r\n{0}m=video 9 X 0\r\nm=application 9 X 0\r\n"
+SDP = (
+    "v=0\r\na=group:BUNDLE 0 1 2\r\nm=audio 9 X 0\r\na=mid:0\r\n{0}"
+    "m=video 9 X 0\r\na=mid:1\r\nm=application 9 X 0\r\na=mid:2\r\n"
+)
 HOST = "a=candidate:1 1 udp 2130706431 {0} 5000 typ host\r\n"
 
 
@@ -49,7 +57,7 @@ def talk(seconds: float, rate: int) -> np.ndarray:
     return np.concatenate([quiet, voice, quiet]).astype(np.float32)
 
 
-@pytest.mark.parametrize("codec", ["VP8", "H264"])
+@pytest.mark.parametrize("codec", ["VP8", pytest.param("H264", marks=pytest.mark.slow)])
 def test_speech_comes_back_as_pictures_and_sound(running: Running, codec: str) -> None:
     async def converse() -> None:
         async with call(running.url, codec=codec, latency="low", seed=1) as caller:
@@ -72,7 +80,7 @@ def test_speech_comes_back_as_pictures_and_sound(running: Running, codec: str) -
     asyncio.run(converse())
 
 
-@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_microphone_makes_it_speak_and_its_pauses_do_not(running: Running, channels: int) -> None:
     async def converse() -> None:
         microphone = Microphone(talk(1.0, 48_000), channels=channels)
@@ -200,6 +208,41 @@ def test_a_wrong_offer_is_refused_with_the_reason(http: httpx.Client, body: dict
     assert 400 <= answer.status_code < 500 and error_of(answer)["code"] == code
 
 
+def test_damaged_offers_harm_nobody(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semo_sdk.serving.webrtc.CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(running.service.rates, "check", lambda owner: None)
+
+    async def offer() -> str:
+        pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        pc.createDataChannel("semo")
+        pc.addTransceiver("audio")
+        pc.addTransceiver("video")
+        await pc.setLocalDescription(await pc.createOffer())
+        sdp: str = pc.localDescription.sdp
+        await pc.close()
+        return sdp
+
+    lines = asyncio.run(offer()).splitlines()
+    rng = random.Random(0)
+    statuses = set()
+    with httpx.Client(base_url=running.url, timeout=30) as http:
+        for _ in range(60):
+            damaged = list(lines)
+            for _ in range(rng.choice([1, 1, 2, 5])):
+                at = rng.randrange(len(damaged))
+                line = damaged[at]
+                damaged[at] = rng.choice(
+                    ["", line[: rng.randrange(len(line) + 1)], line + line, re.sub(r"\d", "9", line), "a=" + line]
+                )
+            answer = http.post("/v1/webrtc/offer", json={"sdp": "\r\n".join(damaged) + "\r\n"})
+            statuses.add(answer.status_code)
+            if answer.status_code not in (201, 429):
+                assert error_of(answer)["code"] == "invalid_offer"
+    assert statuses <= {201, 400, 429} and {201, 400} <= statuses
+    wait_for(lambda: running.service.engine.sessions == 0)
+    wait_for(lambda: not [one for one in threading.enumerate() if one.name.endswith("-decoder")])
+
+
 def test_addresses_that_a_client_names_are_not_called() -> None:
     sdp = SDP.format(
         HOST.format("192.0.2.7") + HOST.format("printer.local") + HOST.format("::1") + "a=end-of-candidates\r\n"
@@ -209,8 +252,14 @@ def test_addresses_that_a_client_names_are_not_called() -> None:
     assert "192.0.2.7" in kept and "::1" in kept and "printer.local" not in kept
     many = SDP.format(HOST.format("192.0.2.7") * 100)
     assert checked_offer(many, keep_candidates=True).count("a=candidate") == 16
-    for wrong in (SDP.format("m=audio 9 X 0\r\n"), SDP.format("").replace("application", "text"), ""):
-        with pytest.raises(ApiError, match="data channel"):
+    for wrong, why in (
+        (SDP.format("m=audio 9 X 0\r\n"), "data channel"),
+        (SDP.format("").replace("application", "text"), "data channel"),
+        (SDP.format("").replace("BUNDLE 0 1 2", "BUNDLE 0 1 3"), "bundles"),
+        (SDP.format("").replace("mid:1", "mid:2"), "bundles"),
+        ("", "data channel"),
+    ):
+        with pytest.raises(ApiError, match=why):
             checked_offer(wrong, keep_candidates=False)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import logging
 import secrets
@@ -27,59 +26,22 @@ from semo_sdk.serving.service import Service
 from semo_sdk.serving.settings import Settings
 from semo_sdk.serving.speech import Frame
 from semo_sdk.serving.webrtc_media import Gate, Lane, Tripler, microphone_samples, pictures_and_sound
+from semo_sdk.serving.webrtc_offer import checked_offer
 
-__all__ = ["Peers", "checked_offer"]
+__all__ = ["Peers"]
 
 log = logging.getLogger(__name__)
 
+ANSWER_SECONDS = 10.0  # STUN and TURN servers are asked in this time
+CLOSE_SECONDS = 5.0
 CONNECT_SECONDS = 15.0  # from the answer to an open data channel
 WATCH_SECONDS = 0.5
 FAREWELL_SECONDS = 1.0
 MESSAGES = 256  # that may wait to be read
 PACKET_SECONDS = 0.02
 MAX_LEAD_SECONDS = 5.0  # of microphone sound that came faster than time passes
-MAX_CANDIDATES = 16
 UNSENT_BYTES = 262_144  # of events
 LABEL = "semo"
-
-
-def checked_offer(sdp: str, *, keep_candidates: bool) -> str:
-    """An offer without what the server does not use.
-
-    The addresses that a client names are those that the server would send packets to. A server that clients can reach
-    needs none of them: it learns a client's address from its first packet.
-
-    Args:
-        sdp: of an offer.
-        keep_candidates: keep the UDP addresses; names are never looked up.
-
-    Raises:
-        ApiError: not one video, one data channel and at most one audio.
-    """
-    kinds: list[str] = []
-    lines: list[str] = []
-    candidates = 0
-    for line in sdp.splitlines():
-        if line.startswith("m="):
-            kinds.append(line[2:].partition(" ")[0])
-        if line.startswith("a=candidate:"):
-            candidates += keep_candidates and _is_plain_udp(line)
-            if not keep_candidates or not _is_plain_udp(line) or candidates > MAX_CANDIDATES:
-                continue
-        if line.startswith("a=end-of-candidates") and not keep_candidates:
-            continue
-        lines.append(line)
-    if sorted(kinds) not in (["application", "video"], ["application", "audio", "video"]):
-        raise ApiError(400, "invalid_offer", "an offer has one audio, one video and one data channel", param="sdp")
-    return "\r\n".join(lines) + "\r\n"
-
-
-def _is_plain_udp(candidate: str) -> bool:
-    """Whether a candidate line names an address, not a host, for UDP."""
-    fields = candidate.split()
-    with contextlib.suppress(ValueError):
-        return len(fields) > 5 and fields[2].lower() == "udp" and bool(ipaddress.ip_address(fields[4]))
-    return False
 
 
 class Peer:
@@ -111,8 +73,9 @@ class Peer:
         self._pc.addTransceiver(self._picture, "sendonly")  # a client's video is never decoded
         self._pc.addTransceiver(self._sound, "sendrecv")
         try:
-            await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
-            await self._pc.setLocalDescription(await self._pc.createAnswer())
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+                await self._pc.setLocalDescription(await self._pc.createAnswer())
         except Exception as error:  # its parser raises all kinds of errors on damaged offers
             log.info("an offer was refused: %s", type(error).__name__)
             raise ApiError(400, "invalid_offer", "the SDP of the offer cannot be used", param="sdp") from error
@@ -168,7 +131,10 @@ class Peer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._pc.close()
+        try:
+            await asyncio.wait_for(self._pc.close(), CLOSE_SECONDS)
+        except Exception as error:  # of a connection that was never whole
+            log.warning("a peer connection did not close: %s", type(error).__name__)
 
     # Inside
 
@@ -285,6 +251,10 @@ class Peers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, sdp: str, offer: Offer, owner: str, answered: asyncio.Future[str]) -> None:
+        def refuse(error: BaseException) -> None:
+            if not answered.done():
+                answered.set_exception(error)
+
         try:
             async with opened(self._service, owner, offer) as session:
                 peer = Peer(self._service.settings)
@@ -295,13 +265,17 @@ class Peers:
                     answered.set_result(answer)
                     await peer.connected()
                     await peer.farewell(await Connection(peer, session, offer, self._service, owner).run())
+                except SemoError as error:
+                    refuse(error)  # at once: closing takes time
                 finally:
                     await peer.close()
         except Gone:
             return
         except SemoError as error:
-            if not answered.done():
-                answered.set_exception(error)
+            refuse(error)
         except asyncio.CancelledError:
             answered.cancel()
             raise
+        except Exception as error:
+            log.exception("a WebRTC session failed")
+            refuse(error)
