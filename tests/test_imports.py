@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": RUNTIME,
     "benchmarks": API | {"doctor", "models", "training", "serving"},
     "serving": API,
+    "testing": {"errors"},
     "cli": API | {"doctor", "models", "export", "engines", "training", "benchmarks", "serving"},
 }
 HEAVY = {"PIL", "cv2", "diffusers", "imageio_ffmpeg", "matplotlib", "onnx", "onnxruntime", "openvino", "safetensors"}
