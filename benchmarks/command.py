@@ -6,9 +6,12 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semo_sdk.benchmarks.report import write_json
+
+if TYPE_CHECKING:
+    from semo_sdk.bundle import Bundle
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -19,6 +22,18 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", type=Path, help="write the result")
     return parser
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--threads``."""
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all usable cores")
+
+
+def label_of(bundle: Bundle) -> str:
+    """ "trained weights" or "random weights": a speed measured with random weights says nothing of pictures."""
+    words = " ".join(str(value) for value in bundle.manifest.provenance.values()).lower()
+    known = bundle.manifest.provenance and not words.startswith("random") and "random weights" not in words
+    return "trained weights" if known else "random weights"
 
 
 def add_footage(parser: argparse.ArgumentParser, *, counts: str) -> None:

@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from semo_sdk.benchmarks.command import deliver, make_parser
+from semo_sdk.benchmarks.command import add_threads, deliver, label_of, make_parser
+from semo_sdk.benchmarks.meters import GpuMeter
 from semo_sdk.benchmarks.report import percentiles, table
 from semo_sdk.constants import FPS, SAMPLE_RATE
 from semo_sdk.errors import InputError, SemoError
@@ -34,10 +35,9 @@ STAGES = ("reference", "audio", "motion", "render")
 LATENCIES = {"quality": 16, "balanced": 8, "low": 4}  # frames of the first pass
 WARM_UP_SECONDS = 2.0
 
-# Runs in a fresh process: prints one JSON line. Peak memory is the kernel's own high-water mark of this program:
-# getrusage would also count what the parent held when it started the process.
+# Runs in a fresh process: prints one JSON line.
 PROBE = """
-import json, resource, sys, time
+import json, sys, time
 start = time.perf_counter()
 from semo_sdk import Animator
 imported = time.perf_counter()
@@ -47,13 +47,9 @@ ready = time.perf_counter()
 next(iter(animator.stream(speech)))
 first = time.perf_counter()
 animator.from_audio(speech).save(output)
-try:
-    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    peak = int(line.split()[1]) * 1024
-except OSError:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+from semo_sdk.benchmarks.meters import peak_memory_mib
 seconds = {"import_s": imported - start, "animator_s": ready - imported, "first_chunk_s": first - ready}
-print(json.dumps({**seconds, "peak_bytes": peak}))
+print(json.dumps({**seconds, "peak_mib": peak_memory_mib()}))
 """
 
 
@@ -86,7 +82,7 @@ def cold_start(photo: Path, speech: Path, settings: dict[str, str], threads: int
         "animator_s": round(probe["animator_s"], 3),
         "first_chunk_s": round(probe["first_chunk_s"], 3),
         "total_s": round(probe["import_s"] + probe["animator_s"] + probe["first_chunk_s"], 3),
-        "peak_mib": round(probe["peak_bytes"] / 2**20, 1),
+        "peak_mib": probe["peak_mib"],
     }
 
 
@@ -219,12 +215,14 @@ def run(
         for latency in LATENCIES:
             for _ in animator.stream(warm_up, latency=latency):
                 pass
-        whole = end_to_end(animator, pcm, repeats)
+        with GpuMeter() as meter:
+            whole = end_to_end(animator, pcm, repeats)
         frames = animator.from_audio(pcm).frames
         return {
             "benchmark": "latency",
             "bundle": opened.config.name,
             "weights": opened.manifest.provenance,
+            "weights_label": label_of(opened),
             "backend": animator.backend,
             "precision": animator.precision,
             "end_to_end": whole,
@@ -232,6 +230,7 @@ def run(
             "encoder": encoder(frames, pcm),
             "streaming": {name: first_frames(animator, pcm, name, repeats) for name in LATENCIES},
             "cold_start": cold,
+            "gpu": meter.result,
             "fingerprint": fingerprint(),
         }
 
@@ -253,7 +252,8 @@ def markdown(result: dict[str, Any]) -> str:
         ["cold start: import to first chunk", f"{cold['total_s']:.1f} s"],
         ["peak memory", f"{cold['peak_mib']:.0f} MiB"],
     ]
-    head = f"`{result['bundle']}`, {result['backend']} {result['precision']}, {cpu['usable_cores']} cores"
+    random = " (random weights)" if result.get("weights_label") == "random weights" else ""
+    head = f"`{result['bundle']}`{random}, {result['backend']} {result['precision']}, {cpu['usable_cores']} cores"
     live = [
         [
             f"`{name}`",
@@ -277,12 +277,31 @@ def markdown(result: dict[str, Any]) -> str:
     return f"{table([head, 'measured'], rows)}\n\n{second}"
 
 
+def first_frames_markdown(result: dict[str, Any]) -> str:
+    """When the first frame is there, in full, as a Markdown table."""
+
+    def spread(values: dict[str, float]) -> str:
+        return " / ".join(f"{values[name]:.0f}" for name in ("p50", "p95", "p99")) + " ms"
+
+    rows = [
+        [
+            f"`{name}`",
+            spread(mode["first_frame_compute_ms"]),
+            spread(mode["first_frame_from_speech_start_ms"]),
+            mode["first_frame_compute_ms"]["count"],
+        ]
+        for name, mode in result["streaming"].items()
+    ]
+    head = ["`latency=`", "after its last needed sample (p50 / p95 / p99)", "after the first sample of speech", "runs"]
+    return table(head, rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = make_parser("latency", "Real-time factor, stages, first-frame latency, cold start, memory.")
     parser.add_argument("--photo", type=Path, default=Path("examples/portrait.jpg"))
     parser.add_argument("--speech", type=Path, default=Path("examples/speech.wav"))
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all usable cores")
+    add_threads(parser)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
     result = run(

@@ -1,9 +1,9 @@
-"""Benchmark results as JSON, and the README's tables made from them.
+"""Benchmark results as JSON, and the tables of README and docs made from them.
 
     python -m semo_sdk.benchmarks.report README.md benchmarks/results/*.json
+    python -m semo_sdk.benchmarks.report docs/performance.md benchmarks/results/{latency,speed/*}.json
 
-replaces what stands between ``<!-- latency -->`` and ``<!-- end latency -->`` in the README; ``lipsync`` and
-``quality`` too.
+replaces what stands between markers such as ``<!-- latency -->`` and ``<!-- end latency -->``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +44,50 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def update_readme(readme: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """The README's text with the tables of these results between their markers.
+    """A page's text with the tables of these results between their markers.
+
+    A page shows what it has markers for. Where it has several results of one benchmark, their tables follow each other.
 
     Raises:
-        ValueError: a result's markers are not in the text.
+        ValueError: the page has no marker for a result, or one of them twice.
     """
-    from semo_sdk.benchmarks import latency, lipsync, quality_tables
+    from semo_sdk.benchmarks import fleet, latency, lipsync, load, quality_tables, sessions, throughput
 
-    writers = {"latency": latency.markdown, "lipsync": lipsync.markdown, "quality": quality_tables.readme}
-    for result in results:
-        name = result["benchmark"]
-        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-        body = f"{begin}\n{writers[name](dict(result))}\n{end}"
+    # marker -> benchmark that fills it, and how
+    one: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+        "latency": ("latency", latency.markdown),
+        "first frames": ("latency", latency.first_frames_markdown),
+        "lipsync": ("lipsync", lipsync.markdown),
+        "load": ("load", load.markdown),
+        "quality": ("quality", quality_tables.readme),
+        "throughput": ("throughput", throughput.markdown),
+        "sessions": ("sessions", sessions.markdown),
+    }
+    shown = set()
+    for marker in (*one, "fleet"):
+        benchmark = one[marker][0] if marker in one else "sessions"
+        mine = [dict(result) for result in results if result["benchmark"] == benchmark]
+        if not mine:
+            continue
+        begin, end = f"<!-- {marker} -->", f"<!-- end {marker} -->"
+        tables = [one[marker][1](result) for result in mine] if marker in one else [fleet.markdown(mine)]
+        body = f"{begin}\n" + "\n\n".join(tables) + f"\n{end}"
         readme, count = re.subn(rf"{begin}\n.*?{end}", body.replace("\\", r"\\"), readme, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"the README has {count} places marked <!-- {name} -->, one is needed")
+        if count > 1:
+            raise ValueError(f"the page has {count} places marked {begin}, one is enough")
+        if count:
+            shown.add(benchmark)
+    for result in results:
+        if result["benchmark"] not in shown:
+            raise ValueError(f"the page has 0 places marked <!-- {result['benchmark']} -->, one is needed")
     return readme
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: README, then result files."""
-    readme, *results = [Path(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    """The command: a page, then result files."""
+    page, *results = [Path(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     loaded = [json.loads(path.read_text(encoding="utf-8")) for path in results]
-    readme.write_text(update_readme(readme.read_text(encoding="utf-8"), loaded), encoding="utf-8")
+    page.write_text(update_readme(page.read_text(encoding="utf-8"), loaded), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -205,10 +205,11 @@ def _build(
 
 
 def _open(flavour: Flavour, spec: GraphSpec, data: bytes) -> Engine:
-    from semo_sdk.backends.cuda_memory import find_memory
+    from semo_sdk.backends.cuda_memory import CudaDevice, open_memory
     from semo_sdk.backends.tensorrt import TensorRtEngine
 
-    return TensorRtEngine(spec, data, flavour=flavour, memory=find_memory()(), where=f"the engine of {spec.name!r}")
+    device = CudaDevice(open_memory())
+    return TensorRtEngine(spec, data, flavour=flavour, device=device, where=f"the engine of {spec.name!r}")
 
 
 def _samples(bundle: Bundle, batch: int) -> Samples:

@@ -8,7 +8,7 @@ from typing import Any
 
 from semo_sdk.backends.base import Axis, GraphSpec
 from semo_sdk.backends.engine_files import Device, sdk_version
-from semo_sdk.backends.openvino import FLOAT32_GRAPHS
+from semo_sdk.backends.info import FLOAT32_GRAPHS
 from semo_sdk.backends.tensorrt_api import Flavour
 from semo_sdk.bundle import Bundle
 from semo_sdk.engines.key import key_parts

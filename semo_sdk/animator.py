@@ -17,8 +17,7 @@ from semo_sdk.bundle import Bundle
 from semo_sdk.clip import Clip, fit_audio
 from semo_sdk.config import SemoConfig
 from semo_sdk.constants import CHUNK_FRAMES
-from semo_sdk.driving import Driver, face_crops
-from semo_sdk.errors import AudioError
+from semo_sdk.driving import Driver, face_crops, sound_of
 from semo_sdk.media.audio import load_audio
 from semo_sdk.media.image import Portrait, find_portrait, load_image
 from semo_sdk.motion import Motion
@@ -143,7 +142,7 @@ class Animator:
             EngineError: the engine failed.
         """
         silence = np.zeros(1, np.float32)
-        step(self.graphs, self.reference, self._start(latency, 0, None, 1.0, 1.0).push(silence))
+        step(self.graphs, self.reference, self._start(latency).push(silence))
         self._warm.add(latency)
 
     def session(
@@ -172,7 +171,7 @@ class Animator:
             ConfigError: an impossible setting.
             EngineError: the engine failed.
         """
-        start = self._start(latency, seed, expressiveness, head_motion, blink)
+        start = self._start(latency, seed, expressiveness, head_motion=head_motion, blink=blink)
         if latency not in self._warm:
             self.warm_up(latency)
         return Session(self.graphs, self.reference, start)
@@ -237,7 +236,7 @@ class Animator:
             ConfigError: an impossible setting.
         """
         pcm = load_audio(audio, sample_rate)
-        start = self._start(latency, seed, expressiveness, head_motion, blink).push(pcm)
+        start = self._start(latency, seed, expressiveness, head_motion=head_motion, blink=blink).push(pcm)
         frames = frames_in(len(pcm))
         return Clip(
             portrait=self.portrait,
@@ -274,7 +273,7 @@ class Animator:
         motion = self.encode_motion(video, face_index=face_index, crop_scale=crop_scale)
         if relative:
             motion = motion.retarget(self.reference.motion[0])
-        return self.render_motion(motion, _sound_of(video))
+        return self.render_motion(motion, sound_of(video))
 
     def encode_motion(
         self,
@@ -338,32 +337,12 @@ class Animator:
             f"precision={self.precision!r})"
         )
 
-    def _start(
-        self, latency: str, seed: int, expressiveness: float | None, head_motion: float, blink: float
-    ) -> StreamState:
-        return StreamState.start(
-            self.config,
-            self.reference.motion[0],
-            latency=latency,
-            seed=seed,
-            guidance=expressiveness,
-            head_motion=head_motion,
-            blink=blink,
-        )
+    def _start(self, latency: str, seed: int = 0, guidance: float | None = None, **controls: float) -> StreamState:
+        motion = self.reference.motion[0]
+        return StreamState.start(self.config, motion, latency=latency, seed=seed, guidance=guidance, **controls)
 
 
 def _find(portrait: Any, face_index: int | None, crop_scale: float) -> Portrait:
     if isinstance(portrait, Portrait):
         return portrait
     return find_portrait(load_image(portrait), face_index=face_index, crop_scale=crop_scale)
-
-
-def _sound_of(video: Driver) -> np.ndarray | None:
-    """A video file's sound, None if it has none."""
-    if not isinstance(video, str | os.PathLike | bytes):
-        return None
-    try:
-        return load_audio(video)
-    except AudioError as error:
-        log.info("%s; the clip will be silent", error)
-        return None

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from semo_sdk.constants import FPS
-from semo_sdk.errors import NoFaceError, VideoError
+from semo_sdk.errors import AudioError, NoFaceError, VideoError
+from semo_sdk.media.audio import load_audio
 from semo_sdk.media.image import crop_square, find_portrait
 from semo_sdk.media.video import read_video
 
-__all__ = ["Driver", "face_crops"]
+__all__ = ["Driver", "face_crops", "sound_of"]
+
+log = logging.getLogger(__name__)
 
 Driver = str | os.PathLike[str] | bytes | Iterable[np.ndarray]
 
@@ -80,3 +84,14 @@ def _checked(frame: np.ndarray) -> np.ndarray:
         found = f"{frame.shape} {frame.dtype}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise VideoError(f"a frame of the driving video must be (H, W, 3) uint8 RGB, got {found}")
     return frame
+
+
+def sound_of(video: Driver) -> np.ndarray | None:
+    """(n,) float32 mono 16 kHz sound of a video file, None if it has none."""
+    if not isinstance(video, str | os.PathLike | bytes):
+        return None
+    try:
+        return load_audio(video)
+    except AudioError as error:
+        log.info("%s; the clip will be silent", error)
+        return None

@@ -2,55 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from semo_sdk.backends.base import Arrays, GraphSpec
+from semo_sdk.backends.cuda_memory import Buffer
 from semo_sdk.backends.tensorrt_api import DTYPES, Flavour
 from semo_sdk.engines.plan import Profile
+from semo_sdk.errors import EngineError
 
 Compute = Callable[[Mapping[str, np.ndarray]], Arrays]
 NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
 
 
 class FakeMemory:
-    """Device memory: byte arrays that are poisoned at first, copied at ``synchronize`` and not before."""
+    """Device memory: byte arrays that are poisoned at first; everything happens at ``synchronize`` and not before."""
 
     stream = 77
 
     def __init__(self) -> None:
-        self.buffers: dict[int, np.ndarray] = {}
+        self.lock = threading.RLock()
+        self.buffers: dict[int, np.ndarray] = {}  # those that somebody holds
         self.waiting: list[Callable[[], None]] = []
-        self.closed = False
+        self.allocated = self.uploaded = self.captured = self.replayed = 0
+        self.can_capture = True
 
-    def allocate(self, size: int) -> int:
-        address = 4096 * (len(self.buffers) + 1)
+    def allocate(self, size: int) -> Buffer:
+        self.allocated += 1
+        address = 1 << 32 | self.allocated << 24
         self.buffers[address] = np.full(size, 0xFF, np.uint8)
-        return address
+        buffer = Buffer(address, size)
+        # what is on the stream may still use it
+        weakref.finalize(buffer, self.waiting.append, lambda: self.buffers.__delitem__(address))
+        return buffer
 
     def upload(self, address: int, array: np.ndarray) -> None:
         assert array.flags.c_contiguous
-        self.waiting.append(lambda: self._copy(self.buffers[address], array))
+        self.uploaded += array.nbytes
+        self.waiting.append(lambda: self._write(address, array.reshape(-1).view(np.uint8)))
 
-    def download(self, array: np.ndarray, address: int) -> None:
-        assert array.flags.c_contiguous
-        self.waiting.append(lambda: self._copy(array, self.buffers[address]))
+    def download(self, address: int, shape: Sequence[int], dtype: str | np.dtype) -> np.ndarray:
+        array = np.full(tuple(shape), 0xEE, np.uint8).astype(dtype)
+        flat = array.reshape(-1).view(np.uint8)
+        self.waiting.append(lambda: flat.__setitem__(slice(None), self._read(address, flat.size)))
+        return array
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        self.waiting.append(lambda: self._write(target, self._read(source, size).copy()))
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        if not self.can_capture:
+            raise EngineError("no CUDA graph: not today")
+        outside, self.waiting[:] = list(self.waiting), []
+        launch()
+        recorded, self.waiting[:] = list(self.waiting), outside
+        self.captured += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            self.waiting.extend(recorded)
+
+        return replay
 
     def synchronize(self) -> None:
-        for action in self.waiting:
+        todo, self.waiting[:] = list(self.waiting), []
+        for action in todo:
             action()
-        self.waiting.clear()
 
-    def close(self) -> None:
-        self.closed = True
+    def _find(self, address: int) -> tuple[np.ndarray, int]:
+        base = max(start for start in self.buffers if start <= address)
+        return self.buffers[base], address - base
 
-    def _copy(self, target: np.ndarray, source: np.ndarray) -> None:
-        a, b = target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8)
-        size = min(a.size, b.size)
-        a[:size] = b[:size]
+    def _read(self, address: int, size: int) -> np.ndarray:
+        buffer, offset = self._find(address)
+        assert offset + size <= buffer.size, "beyond the buffer"
+        return buffer[offset : offset + size]
+
+    def _write(self, address: int, data: np.ndarray) -> None:
+        self._read(address, data.size)[:] = data
 
 
 class FakeTensorRt:
@@ -64,6 +98,7 @@ class FakeTensorRt:
     """
 
     TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
+    CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
 
     class ILogger:
         pass
@@ -152,18 +187,16 @@ class _Context:
         return tuple(sizes[d] if isinstance(d, str) else d for d in shape)
 
     def execute_async_v3(self, stream: int) -> bool:
-        memory = self.trt.memory
+        memory, shapes = self.trt.memory, dict(self.shapes)
         assert stream == memory.stream
-        memory.waiting.append(self._run)  # in stream order: after the uploads, before the downloads
+        memory.waiting.append(lambda: self._run(shapes))  # in stream order
         return self.trt.ok
 
-    def _run(self) -> None:
+    def _run(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         feeds = {}
         for t in self.trt.spec.inputs:
-            shape = self.shapes[t.name]
-            size = int(np.prod(shape)) * np.dtype(t.dtype).itemsize
-            data = self.trt.memory.buffers[self.addresses[t.name]][:size]
-            feeds[t.name] = data.view(t.dtype).reshape(shape).copy()
+            size = int(np.prod(shapes[t.name])) * np.dtype(t.dtype).itemsize
+            data = self.trt.memory._read(self.addresses[t.name], size)
+            feeds[t.name] = data.view(t.dtype).reshape(shapes[t.name]).copy()
         for name, array in self.trt.compute(feeds).items():
-            buffer = self.trt.memory.buffers[self.addresses[name]]
-            buffer[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            self.trt.memory._write(self.addresses[name], np.ascontiguousarray(array).reshape(-1).view(np.uint8))

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, checker, helper, save
+from onnx import TensorProto, checker, helper, save
 
-from semo_sdk.backends import available_backends, fake_engines, graph_specs, load_engines, onnxruntime, openvino
 from semo_sdk.backends.base import Axis, Engine, GraphSpec, TensorSpec
+from semo_sdk.backends.device import DeviceArray, DeviceEngine, first, join
 from semo_sdk.backends.fake import FakeEngine
 from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
 from semo_sdk.backends.openvino import MAX_COMPILED, OpenVinoEngine
-from semo_sdk.backends.select import BACKENDS
-from semo_sdk.bundle import Bundle
-from semo_sdk.config import SemoConfig
-from semo_sdk.constants import WINDOW_SAMPLES
-from semo_sdk.errors import BackendUnavailableError, BundleError, ConfigError, EngineError, EngineMismatchError
-from semo_sdk.export.writer import bundle_folder, write_manifest
+from semo_sdk.errors import EngineError, EngineMismatchError
 
 SPEC = GraphSpec(
     "double",
@@ -88,6 +81,20 @@ def test_views_with_strides_are_fine(engine: Engine) -> None:
     given = feeds(2, 8)
     reversed_frames = {**given, "frames": given["frames"][:, ::-1]}
     np.testing.assert_array_equal(engine(reversed_frames)["bright"], engine(given)["bright"][:, ::-1])
+
+
+def test_tensors_may_stay_on_the_device(model_path: Path) -> None:
+    engine = OnnxRuntimeEngine(SPEC, model_path, threads=1)
+    assert isinstance(engine, DeviceEngine)
+    a, b = feeds(2, 4, gain=1.5), feeds(1, 4)
+    arrays = [engine.on_device(given)["bright"] for given in (a, b)]
+    whole = first(join(arrays), 2)
+    assert isinstance(whole, DeviceArray) and whole.shape == (3, 2, 3) and whole.device is arrays[0].device
+    expected = np.concatenate([engine(a)["bright"], engine(b)["bright"]])[:, :2]
+    np.testing.assert_array_equal(np.asarray(whole), expected)
+    again = engine({"frames": whole, "gain": np.ones(3, np.float32)})
+    np.testing.assert_array_equal(again["bright"], expected)
+    np.testing.assert_array_equal(np.asarray(arrays[0]), engine(a)["bright"])
 
 
 def test_outputs_belong_to_the_caller(engine: Engine) -> None:
@@ -169,111 +176,3 @@ def test_fake_engine_refuses_what_was_never_written() -> None:
     given = {**feeds(1, 1), "gain": np.array([np.nan], np.float32)}
     with pytest.raises(EngineError, match="'gain': NaN"):
         FakeEngine(SPEC)(given)
-
-
-def hollow(spec: GraphSpec) -> ModelProto:
-    """A graph with the right names that computes nothing."""
-    inputs = [helper.make_tensor_value_info(t.name, TYPES[t.dtype], t.shape) for t in spec.inputs]
-    outputs = [helper.make_tensor_value_info(t.name, TYPES[t.dtype], [1]) for t in spec.outputs]
-    nodes = [
-        helper.make_node("Constant", [], [t.name], value=helper.make_tensor(t.name, TYPES[t.dtype], [1], [0]))
-        for t in spec.outputs
-    ]
-    graph = helper.make_graph(nodes, spec.name, inputs, outputs)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle with hollow graphs: enough to choose, open and close."""
-    config = SemoConfig()
-    out = tmp_path_factory.mktemp("bundles") / "toy"
-    with bundle_folder(out) as work:
-        (work / "weights.safetensors").write_bytes(b"none")
-        for name, spec in graph_specs(config).items():
-            save(hollow(spec), work / f"{name}.fp32.onnx")
-        write_manifest(work, config, precisions=["fp32"], licence="", provenance={}, metrics={})
-    return Bundle.open(out)
-
-
-def test_every_backend_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    infos = available_backends()
-    assert [info.name for info in infos] == ["openvino", "onnxruntime", "torch", "tensorrt"]
-    assert all(info.available and info.devices and info.reason for info in infos if info.name != "tensorrt")
-    assert all(bool(info.devices) == info.available and info.reason for info in infos)
-    for name in (*BACKENDS, "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
-        monkeypatch.setitem(sys.modules, name, None)
-    openvino._core.cache_clear()
-    missing = available_backends()
-    openvino._core.cache_clear()
-    assert not any(info.available or info.devices for info in missing)
-    assert all("pip install" in info.reason for info in missing)
-
-
-def test_auto_prefers_openvino_and_says_so(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "semo_sdk"), load_engines(bundle) as engines:
-        assert engines.backend == "openvino"
-        assert engines.precision == ("bf16" if "BF16" in openvino.capabilities() else "fp32")
-        assert "OpenVINO" in engines.reason and engines.reason in caplog.text
-        assert list(engines) == ["reference", "motion_encoder", "audio", "motion", "render"]
-        assert engines["audio"] is engines["audio"]
-    with pytest.raises(EngineError, match="closed"):
-        engines["audio"]
-
-
-def test_auto_takes_the_next_when_one_is_missing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    openvino._core.cache_clear()
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with load_engines(bundle) as engines:
-        assert engines.backend == "onnxruntime"
-        assert "openvino" in engines.reason
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(BackendUnavailableError, match=r"openvino.*semo-sdk\[ort\].*torch"):
-        load_engines(bundle)
-    with pytest.raises(BackendUnavailableError, match=r"semo-sdk\[ort\]"):
-        load_engines(bundle, "onnxruntime")
-    openvino._core.cache_clear()
-
-
-def test_onnxruntime_is_first_where_it_has_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semo_sdk.backends.select.cuda_device_count", lambda: 1)
-    monkeypatch.setattr(onnxruntime, "has_cuda", lambda: True)
-    assert load_engines(bundle).backend == "onnxruntime"
-
-
-def test_graphs_open_late_and_once(bundle: Bundle) -> None:
-    engines = load_engines(bundle, "onnxruntime", graphs=["audio", "motion"], threads=1)
-    assert len(engines) == 2 and not engines._engines
-    engines.prepare(["audio"])
-    assert list(engines._engines) == ["audio"]
-    engines.prepare()
-    assert list(engines._engines) == ["audio", "motion"]
-    engines.close()
-    engines.close()
-
-
-@pytest.mark.parametrize(
-    ("wish", "says"),
-    [
-        ({"backend": "tensorflow"}, "no backend 'tensorflow'; choose auto, openvino"),
-        ({"precision": "int4"}, "no precision 'int4'; choose auto, fp32"),
-        ({"backend": "onnxruntime", "precision": "bf16"}, "no precision 'bf16'"),
-        ({"graphs": ["audio", "smell"]}, "no graph 'smell'"),
-        ({"threads": 0}, "threads is 0"),
-    ],
-)
-def test_impossible_wishes_are_refused(bundle: Bundle, wish: dict, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        load_engines(bundle, **wish)
-
-
-def test_a_precision_that_the_bundle_lacks_is_named(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match=r"no audio\.fp16\.onnx; it has audio\.fp32\.onnx"):
-        load_engines(bundle, precision="fp16")["audio"]
-
-
-def test_fake_engines_stand_for_a_whole_model(bundle: Bundle) -> None:
-    by_config, by_bundle = fake_engines(bundle.config), load_engines(bundle, "fake")
-    pcm = {"pcm": np.zeros((1, WINDOW_SAMPLES), np.float32)}
-    np.testing.assert_array_equal(by_config["audio"](pcm)["features"], by_bundle["audio"](pcm)["features"])

@@ -20,6 +20,11 @@ def reference() -> Reference:
     return Reference({name: array.astype(np.float32) for name, array in arrays.items()})
 
 
+def controls(reference: Reference) -> np.ndarray:
+    assert reference.controls is not None
+    return np.asarray(reference.controls[0])
+
+
 def shown(tokens: np.ndarray, reference: Reference, **settings: float) -> np.ndarray:
     options = {"head_motion": 1.0, "blink": 0.0, **settings}
     return adjust(tokens, reference, 0, index=0, seed=3, **options)
@@ -27,7 +32,7 @@ def shown(tokens: np.ndarray, reference: Reference, **settings: float) -> np.nda
 
 def test_head_motion_scales_the_distance_from_the_portrait(reference: Reference) -> None:
     tokens = np.random.default_rng(1).normal(size=(16, WIDTH)).astype(np.float32)
-    rows = reference.arrays["controls"][0, :6]
+    rows = controls(reference)[:6]
 
     def pose(x: np.ndarray) -> np.ndarray:
         return (x - reference.motion[0]) @ rows.T
@@ -42,7 +47,7 @@ def test_head_motion_scales_the_distance_from_the_portrait(reference: Reference)
 
 def test_a_blink_closes_the_eyes_and_opens_them_again(reference: Reference) -> None:
     tokens = np.zeros((BLINK_EVERY, WIDTH), np.float32)
-    eyes = reference.arrays["controls"][0, 6]
+    eyes = controls(reference)[6]
     closure = shown(tokens, reference, blink=1.0) @ eyes / np.square(eyes).sum()
     assert closure.min() == 0 and abs(closure.max() - 1) < 1e-5 and closure[0] == closure[-1] == 0
     weak = shown(tokens, reference, blink=0.4) @ eyes / np.square(eyes).sum()

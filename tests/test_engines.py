@@ -15,6 +15,7 @@ import pytest
 from semo_sdk.backends import graph_specs, load_engines, select, tensorrt
 from semo_sdk.backends.base import Engine, GraphSpec
 from semo_sdk.backends.engine_files import engine_sets, verify
+from semo_sdk.backends.fake import FakeEngine
 from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
 from semo_sdk.backends.tensorrt_api import Flavour, Gpu
 from semo_sdk.bundle import Bundle
@@ -141,7 +142,8 @@ class Machine:
         monkeypatch.setattr(build_module, "load_flavour", lambda name: TRT)
         monkeypatch.setattr(build_module, "compile_graph", self.compile)
         monkeypatch.setattr(build_module, "_open", lambda flavour, spec, data: self.open(spec, data))
-        monkeypatch.setattr(tensorrt, "find_memory", lambda: None)
+        monkeypatch.setattr(tensorrt, "check_memory", lambda: None)
+        monkeypatch.setattr(tensorrt, "opener", lambda bundle, precision, threads, **_: FakeEngine)
         monkeypatch.setattr(select, "cuda_device_count", lambda: 1)
 
     def compile(self, flavour: Flavour, plan: GraphPlan, onnx: bytes, path: Path, **_: Any) -> Compiled:

@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 from semo_sdk.config import preset  # noqa: E402
 from semo_sdk.media.face import FaceTracker  # noqa: E402
 from semo_sdk.media.image import Portrait  # noqa: E402
-from semo_sdk.models.face_mesh import MESH, FaceReader, load_face_mesh  # noqa: E402
+from semo_sdk.models.face_mesh import MESH, FaceReader  # noqa: E402
 from semo_sdk.training.puppet_dataset import motion_target, pose_of  # noqa: E402
-from semo_sdk.training.reader import relative, ridge  # noqa: E402
+from semo_sdk.training.reader import load_face_mesh, relative, ridge  # noqa: E402
 
 
 @pytest.fixture(scope="module")

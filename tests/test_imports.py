@@ -38,8 +38,9 @@ ALLOWED: dict[str, set[str]] = {
     "engines": BASE | {"bundle", "backends"},
     "training": BASE | {"media", "models"},
     "doctor": RUNTIME,
-    "benchmarks": API | {"doctor", "models", "training"},
+    "benchmarks": API | {"doctor", "models", "training", "serving"},
     "serving": API,
+    "testing": {"errors"},
     "cli": API | {"doctor", "models", "export", "engines", "training", "benchmarks", "serving"},
 }
 HEAVY = {"PIL", "cv2", "diffusers", "imageio_ffmpeg", "matplotlib", "onnx", "onnxruntime", "openvino", "safetensors"}

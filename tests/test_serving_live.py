@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -97,6 +98,61 @@ def test_other_rates_are_resampled(running: Running, rate: int) -> None:
         live.end()
         frames, events = collect(live, "speech.done")
     assert sum(frame.speaking for frame in frames) == 25 and events[-1].data["played"] == 1.0
+
+
+def test_half_the_frame_rate_has_the_same_sound(running: Running) -> None:
+    pcm = np.round(random_speech(20_000) * 32768).astype(np.int16)
+    with running.client() as client, client.live(latency="quality", fps=12.5) as live:
+        assert live.started["fps"] == 12.5
+        live.push(pcm)
+        live.end()
+        began = time.monotonic()
+        frames, _ = collect(live, "speech.done")
+        assert 10 < len(frames) / (time.monotonic() - began) < 17
+        with pytest.raises(ServerError, match="25 or 12.5"):
+            client.live(fps=30)
+    spoken = np.concatenate([frame.audio for frame in frames if frame.speaking])
+    np.testing.assert_array_equal(spoken[: len(pcm)], pcm)
+    assert [frame.index for frame in frames] == list(range(0, 2 * len(frames), 2))
+
+
+def test_a_session_is_saved_carried_to_another_server_and_goes_on(
+    running: Running, tmp_path: Path, portrait: Portrait
+) -> None:
+    pcm = np.round(random_speech(32_000) * 32768).astype(np.int16)
+    with running.client() as client, client.live(seed=5) as live:
+        live.push(pcm[:24_000])
+        frames: list[LiveFrame] = []
+        for item in live:
+            frames += [item] if isinstance(item, LiveFrame) else []
+            if isinstance(item, LiveFrame) and sum(frame.speaking for frame in frames) == 10:
+                live.save()
+            elif isinstance(item, LiveEvent) and item.type == "session.saved":
+                saved = item.data
+                break
+        assert saved["position"] == (frames[-1].index + 1) / FPS
+        shown = client.request("GET", f"/v1/states/{saved['state_id']}")
+        assert shown["position"] == saved["position"] and shown["latency"] == "low"
+        with pytest.raises(ServerError, match="no such state"):
+            client.request("GET", "/v1/states/state_0")
+        data = httpx.get(f"{running.url}/v1/states/{saved['state_id']}/content").content
+        assert client.request("DELETE", f"/v1/states/{saved['state_id']}")["deleted"]
+        assert client.request("GET", "/v1/states")["data"] == []
+    with serving(tmp_path, portrait) as other, other.client() as client:
+        carried = client.request("POST", "/v1/states", files={"state": data})
+        assert carried["waiting"] == shown["waiting"] > 0
+        for wrong in ({"seed": 1}, {"latency": "low"}):
+            with pytest.raises(ServerError, match="not an event"):
+                client.live(state_id=carried["id"], **wrong)
+        with client.live(state_id=carried["id"]) as live:
+            assert live.started["position"] == saved["position"]
+            live.push(pcm[24_000:])
+            live.end()
+            rest, _ = collect(live, "speech.done")
+    assert rest[0].index == frames[-1].index + 1
+    spoken = np.concatenate([frame.audio for frame in [*frames, *rest] if frame.speaking])
+    np.testing.assert_array_equal(spoken[: len(pcm)], pcm)
+    assert not spoken[len(pcm) :].any()
 
 
 def test_interrupt_stops_speech_and_says_how_much_was_heard(running: Running) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
 from semo_sdk.constants import FPS, SAMPLES_PER_FRAME
 from semo_sdk.errors import ConfigError, InputError, SessionClosedError
 from semo_sdk.pipeline.state import StreamState
+from semo_sdk.pipeline.stream import step_batch
 from semo_sdk.serving.capacity import Capacity
 from semo_sdk.serving.session import LiveSession
 from semo_sdk.serving.speech import Event, Frame, Interrupted, Kind, SpeechDone
 from tests.conftest import random_speech
+from tests.serving_tools import LIGHT
 from tests.serving_world import World, events, frames, sound
 
 
@@ -49,7 +53,30 @@ def test_at_half_the_frame_rate_no_sample_is_lost(world: World, latency: str, sa
     assert done == SpeechDone(0, (last.index + 2) / FPS, samples / 16_000)
 
 
-def test_half_the_frames_are_drawn_and_all_of_the_motion_is_made(world: World) -> None:
+@pytest.mark.parametrize("latency", ["low", "balanced", "quality"])
+def test_every_second_frame_of_the_same_motion_is_drawn(world: World, latency: str) -> None:
+    start = StreamState.start(LIGHT, world.reference.motion[0], latency=latency, seed=1, guidance=None)
+    state = start.push(random_speech(start.hop * SAMPLES_PER_FRAME))
+    drawn: list[np.ndarray] = []
+    render = world.taps["render"].engine
+
+    def note(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        drawn.append(feeds["motion"])
+        outputs: dict[str, np.ndarray] = render(feeds)
+        return outputs
+
+    world.taps["render"].engine = note
+    [(whole, after)] = step_batch(world.graphs, world.reference, [state])
+    [(half, after_half)] = step_batch(world.graphs, world.reference, [state], every=2)
+    assert len(half.frames) == len(whole.frames) / 2 and half.duration == whole.duration
+    np.testing.assert_array_equal(half.motion, whole.motion)
+    np.testing.assert_array_equal(after_half.context, after.context)
+    np.testing.assert_array_equal(drawn[1][:, : len(half.frames)], drawn[0][:, : start.hop : 2])
+    window = LIGHT.decoder.temporal_window
+    assert drawn[1].shape[1] == max(start.hop // 2, window)  # half the work, down to one window
+
+
+def test_all_of_the_motion_is_made_at_half_the_frame_rate(world: World) -> None:
     slow, fast = world.open(latency="quality", seed=2, fps=12.5), World()
     whole = fast.open(latency="quality", seed=2)
     pcm = random_speech(32_000)

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from semo_sdk.backends.device import Tensor
 from semo_sdk.config import SemoConfig
 from semo_sdk.constants import (
     CHUNK_FRAMES,
@@ -55,7 +56,7 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     axes: Mapping[str, Axis]
 
-    def check(self, feeds: Mapping[str, np.ndarray]) -> None:
+    def check(self, feeds: Mapping[str, Tensor]) -> None:
         """Checks names, dtypes and shapes of ``feeds`` before a launch.
 
         Raises:

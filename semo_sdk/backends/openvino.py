@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from semo_sdk.backends.base import Arrays, GraphSpec
-from semo_sdk.backends.info import BackendInfo, check_names, check_precision
+from semo_sdk.backends.info import FLOAT32_GRAPHS, BackendInfo, check_names, check_precision
 from semo_sdk.bundle import Bundle
 from semo_sdk.errors import BackendUnavailableError, EngineError
 
@@ -27,9 +27,7 @@ log = logging.getLogger(__name__)
 
 NAME = "openvino"
 PRECISIONS = ("fp32", "bf16", "fp16")
-# Computed in float32 also where the rest runs in bf16. The logarithm of small spectral differences does not survive it
-# (features of real speech are 4 % off, and it saves 10 ms a pass), nor does a landmark's place to a part of a pixel.
-FLOAT32_GRAPHS = frozenset({"audio", "reference", "motion_encoder"})
+VARIANTS: tuple[str, ...] = ()
 MAX_COMPILED = 4  # shapes kept compiled for one graph; the least recently used goes first
 
 
@@ -133,7 +131,7 @@ def probe() -> BackendInfo:
     return BackendInfo(NAME, True, f"OpenVINO {openvino.__version__.split('-')[0]}, {arithmetic}", (f"CPU: {name}",))
 
 
-def resolve_precision(precision: str, bundle: Bundle) -> str:
+def resolve_precision(precision: str, bundle: Bundle, *, variant: str = "") -> str:
     """The precision that ``precision`` means here: for "auto" bf16 where the CPU has it, else fp32.
 
     Raises:
@@ -151,7 +149,9 @@ def resolve_precision(precision: str, bundle: Bundle) -> str:
     return "bf16" if has_bf16 else "fp32"
 
 
-def opener(bundle: Bundle, precision: str, threads: int | None) -> Callable[[GraphSpec], OpenVinoEngine]:
+def opener(
+    bundle: Bundle, precision: str, threads: int | None, *, variant: str = ""
+) -> Callable[[GraphSpec], OpenVinoEngine]:
     """A function that opens one graph of ``bundle``."""
     stored = "fp16" if precision == "fp16" else "fp32"
 

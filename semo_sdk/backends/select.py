@@ -7,19 +7,22 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
+from typing import Any
 
 from semo_sdk.backends import fake, onnxruntime, openvino, tensorrt, torch
 from semo_sdk.backends.base import Engine, GraphSpec, graph_specs
 from semo_sdk.backends.info import BackendInfo, cuda_device_count
 from semo_sdk.bundle import Bundle
 from semo_sdk.config import SemoConfig
-from semo_sdk.errors import BackendUnavailableError, ConfigError, EngineError
+from semo_sdk.errors import BackendUnavailableError, BundleError, ConfigError, EngineError
 
 log = logging.getLogger(__name__)
 
 BACKENDS: dict[str, ModuleType] = {m.NAME: m for m in (openvino, onnxruntime, torch, tensorrt)}
-# Of those that need no engines built first, the order of preference.
-PLAIN = (openvino.NAME, onnxruntime.NAME, torch.NAME)
+# Order of preference. TensorRT needs engines that `semo build` made for this very machine.
+ON_GPU = (tensorrt.NAME, onnxruntime.NAME, torch.NAME)
+ON_CPU = (openvino.NAME, onnxruntime.NAME, torch.NAME)
+_said: set[str] = set()  # what was passed over, once for each process
 
 
 class EngineSet(Mapping[str, Engine]):
@@ -107,9 +110,10 @@ def load_engines(
 
     Args:
         bundle: an open bundle, its folder, or the name of an embedded one.
-        backend: "openvino", "onnxruntime", "torch", "tensorrt"; "fake" for tests; "auto" takes TensorRT where `semo
-            build` made engines for this very machine and bundle, else ONNX Runtime where it has an NVIDIA GPU, else
-            the first of openvino, onnxruntime, torch that works.
+        backend: "openvino", "onnxruntime", "torch", "tensorrt"; "fake" for tests. "auto" takes the first that works on
+            an NVIDIA GPU of TensorRT (with engines that `semo build` made for this very machine and bundle), ONNX
+            Runtime and torch, else the first of openvino, onnxruntime and torch on the CPU; why something was passed
+            over on a GPU is said once. Variants: "onnxruntime:tensorrt", "onnxruntime:cpu", "torch:compile".
         precision: "fp32", "bf16", "fp16", or "auto" for the backend's best on this machine.
         graphs: names of the graphs wanted; all five by default. Graphs are opened at first use either way.
         threads: CPU threads for one launch; None = all cores.
@@ -128,13 +132,29 @@ def load_engines(
     if backend == "fake":
         return fake_engines(bundle.config, graphs=graphs)
     if backend == "auto":
-        backend, reason = _choose(bundle, precision, engines)
-    elif backend in BACKENDS:
-        reason = "asked for"
-    else:
+        return _choose(bundle, specs, precision, threads, engines)
+    return _open(bundle, specs, backend, precision, threads, engines, "asked for")
+
+
+def _open(
+    bundle: Bundle,
+    specs: Mapping[str, GraphSpec],
+    backend: str,
+    precision: str,
+    threads: int | None,
+    engines: str | Path | None,
+    reason: str,
+) -> EngineSet:
+    name, _, variant = backend.partition(":")
+    if name not in BACKENDS:
         raise ConfigError(f"no backend {backend!r}; choose auto, {', '.join(BACKENDS)} or fake")
-    module = BACKENDS[backend]
-    where = {"folder": engines} if backend == tensorrt.NAME else {}
+    module = BACKENDS[name]
+    if variant and variant not in module.VARIANTS:
+        others = ", ".join(f"{name}:{v}" for v in module.VARIANTS) or f"it has none, use {name!r}"
+        raise ConfigError(f"backend {name!r} has no variant {variant!r}; choose {others}")
+    where: dict[str, Any] = {"variant": variant}
+    if name == tensorrt.NAME:
+        where["folder"] = engines
     chosen: str = module.resolve_precision(precision, bundle, **where)
     reason += f"; {chosen} " + ("asked for" if precision == chosen else "is its best on this machine")
     open_graph: Callable[[GraphSpec], Engine] = module.opener(bundle, chosen, threads, **where)
@@ -153,24 +173,53 @@ def fake_engines(config: SemoConfig, *, seed: int = 0, graphs: Sequence[str] | N
     )
 
 
-def _choose(bundle: Bundle, precision: str, engines: str | Path | None) -> tuple[str, str]:
+def _choose(
+    bundle: Bundle, specs: Mapping[str, GraphSpec], precision: str, threads: int | None, engines: str | Path | None
+) -> EngineSet:
     misses: list[str] = []
-    if cuda_device_count() and tensorrt.probe().available:
+    for name in ON_GPU if cuda_device_count() else ():
+        if name == tensorrt.NAME and not (info := tensorrt.probe()).available:
+            misses.append(f"tensorrt: {info.reason}")
+            continue
+        if name == onnxruntime.NAME and onnxruntime.probe().devices[:1] != ("CUDA",):
+            misses.append("onnxruntime: no CUDA provider (pip install 'semo-sdk[ort-gpu]')")
+            continue
+        if name == torch.NAME and not torch.has_cuda():
+            misses.append("torch: not installed, or without CUDA")
+            continue
         try:
-            folder, manifest = tensorrt.find_engines(bundle, precision, engines)
-        except EngineError as error:
-            misses.append(f"tensorrt: {error}")
-        else:
-            return tensorrt.NAME, f"auto: engines for {manifest.device} are in {folder}"
-    if cuda_device_count() and onnxruntime.probe().devices[:1] == ("CUDA",):
-        return onnxruntime.NAME, "; ".join(["auto: ONNX Runtime has an NVIDIA GPU", *misses])
-    for name in PLAIN:
+            reason = "auto: first that works on the GPU"
+            if name == tensorrt.NAME:
+                folder, manifest = tensorrt.find_engines(bundle, precision, engines)
+                reason = f"auto: engines for {manifest.device} are in {folder}"
+            found = _open(bundle, specs, name, precision, threads, engines, "; ".join([reason, *misses]))
+            found.prepare(list(specs)[:1])  # that it is installed does not say that it starts
+        except (EngineError, BundleError) as error:
+            misses.append(f"{name}: {error}")
+            continue
+        _say_once(name, misses)
+        return found
+    for name in ON_CPU:
         info = BACKENDS[name].probe()
         if info.available:
-            why = f"auto: first that works, {info.reason}"
-            return name, "; ".join([why, *misses])
+            _say_once(f"{name} on the CPU", misses)
+            reason = "; ".join([f"auto: first that works, {info.reason}", *misses])
+            return _open(bundle, specs, _on_cpu(name), precision, threads, engines, reason)
         misses.append(f"{name}: {info.reason}")
     raise BackendUnavailableError("no backend works here. " + "; ".join(misses))
+
+
+def _on_cpu(name: str) -> str:
+    """The backend, kept off a GPU on which it did not start."""
+    return f"{name}:cpu" if name == onnxruntime.NAME and cuda_device_count() else name
+
+
+def _say_once(chosen: str, misses: Sequence[str]) -> None:
+    """Where there is a GPU, people want to know why the best does not run on it."""
+    story = "; ".join(misses)
+    if cuda_device_count() and story and story not in _said:
+        _said.add(story)
+        log.warning("running on %s, because: %s", chosen, story)
 
 
 def _wanted(specs: Mapping[str, GraphSpec], graphs: Sequence[str] | None) -> dict[str, GraphSpec]:

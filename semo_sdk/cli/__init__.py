@@ -39,7 +39,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 other failure, 2 usage or setting, 3 bad photo / speech / video, "
     "4 bundle or checkpoint, 5 backend, engine or export, 6 missing package, 130 interrupted.",
 )
-bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, lip sync and quality.")
+bench_app = typer.Typer()
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
@@ -214,6 +214,25 @@ def _json_object(file: Path | None) -> dict[str, Any]:
     return found
 
 
+@bench_app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="BEFORE AFTER", help="two results of the same benchmark")
+    ] = None,
+) -> None:
+    """Measure speed, lip sync and quality; --compare sets two results side by side."""
+    with outcome():
+        if context.invoked_subcommand is None and compare is None:
+            typer.echo(context.get_help())
+            raise typer.Exit(2)
+        if compare is not None:
+            from semo_sdk.benchmarks.compare import load, markdown
+
+            typer.echo(markdown(load(compare[0]), load(compare[1])))
+            raise typer.Exit()
+
+
 @bench_app.command("latency", context_settings=PASS_THROUGH, add_help_option=False)
 def bench_latency(context: typer.Context) -> None:
     """Real-time factor, stages, first-frame latency, cold start, memory."""
@@ -228,11 +247,34 @@ def bench_lipsync(context: typer.Context) -> None:
         delegate("semo_sdk.benchmarks.lipsync", context)
 
 
+@bench_app.command("load", context_settings=PASS_THROUGH, add_help_option=False)
+def bench_load(context: typer.Context) -> None:
+    """Live sessions that a server carries: gaps, first frames, lost samples, memory."""
+    with outcome():
+        need("serve", "fastapi", "uvicorn", "websockets", "httpx")
+        delegate("semo_sdk.benchmarks.load", context)
+
+
 @bench_app.command("quality", context_settings=PASS_THROUGH, add_help_option=False)
 def bench_quality(context: typer.Context) -> None:
     """Reconstruction, audio-driven generation, long runs, silence, with baselines: JSON and a page."""
     with outcome():
         delegate("semo_sdk.benchmarks.quality", context)
+
+
+@bench_app.command("sessions", context_settings=PASS_THROUGH, add_help_option=False)
+def bench_sessions(context: typer.Context) -> None:
+    """How many live sessions hold 25 frames a second, in one process."""
+    with outcome():
+        delegate("semo_sdk.benchmarks.sessions", context)
+
+
+@bench_app.command("throughput", context_settings=PASS_THROUGH, add_help_option=False)
+def bench_throughput(context: typer.Context) -> None:
+    """Frames a second by batch size, share of the machine's peak, memory, energy."""
+    with outcome():
+        need("export", "onnx")
+        delegate("semo_sdk.benchmarks.throughput", context)
 
 
 @app.command()

@@ -57,11 +57,14 @@ def serve(
     origin: Annotated[list[str] | None, typer.Option(help="web origin that may use the API; may be repeated")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="certificate (PEM) for HTTPS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="its private key (PEM)")] = None,
+    ice: Annotated[
+        Path | None, typer.Option(help="JSON list of STUN and TURN servers for WebRTC beyond one network")
+    ] = (None),
     drain: Annotated[float, typer.Option(min=0, help="seconds that sessions may go on after SIGTERM")] = 30.0,
 ) -> None:
-    """Serve videos and live sessions over HTTP and WebSocket. Documentation is at /docs."""
+    """Serve a page, videos and live sessions over HTTP, WebSocket and WebRTC. Documentation is at /docs."""
     with outcome():
-        need("serve", "fastapi", "uvicorn", "websockets", "multipart", "prometheus_client")
+        need("serve", "fastapi", "uvicorn", "websockets", "multipart", "prometheus_client", "aiortc")
         if keys is None and host not in LOCAL:
             raise ConfigError(f"listening on {host} needs API keys: semo keys add NAME --keys FILE, then --keys FILE")
         if (tls_cert is None) != (tls_key is None):
@@ -76,7 +79,7 @@ def serve(
         from semo_sdk.serving.metrics import Metrics
         from semo_sdk.serving.server import Server
         from semo_sdk.serving.service import Service
-        from semo_sdk.serving.settings import Settings
+        from semo_sdk.serving.settings import Settings, read_ice_servers
 
         opened = Bundle.open(bundle)
         engines = load_engines(opened, backend=backend, precision=precision, threads=threads)
@@ -91,7 +94,13 @@ def serve(
         )
         service = Service(
             engine,
-            Settings(data=data, keys=keys, origins=tuple(origin or ()), drain_seconds=drain),
+            Settings(
+                data=data,
+                keys=keys,
+                origins=tuple(origin or ()),
+                ice_servers=read_ice_servers(ice) if ice else (),
+                drain_seconds=drain,
+            ),
             metrics,
             portrait=find_portrait(load_image(portrait)) if portrait else None,
             prune=batch_sizes is None,
@@ -105,7 +114,7 @@ def serve(
 
 
 def _announce(address: str) -> None:
-    typer.echo(f"semo serve: {address} (documentation: {address}/docs)", err=True)
+    typer.echo(f"semo serve: {address} (the page; documentation: {address}/docs)", err=True)
 
 
 def _batch_sizes(text: str | None, backend: str, latencies: int) -> Sequence[int]:

@@ -8,7 +8,6 @@ then speak the same language. The network is MediaPipe's face landmarker (Apache
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -172,46 +171,3 @@ def _crop_of(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     middle = (low + high) / 2
     centre = middle[:, :1] * axis + middle[:, 1:] * other
     return centre, CROP_SCALE * (high - low).amax(1, keepdim=True), axis
-
-
-def load_face_mesh(mesh: FaceMesh, path: str | Path | None = None) -> None:
-    """Fills the network with the published weights.
-
-    Args:
-        mesh: to fill. path: ``face_landmarks_detector.tflite``; by default the package's own copy.
-    """
-    import openvino
-
-    from semo_sdk.media.face import MODELS
-
-    model = openvino.Core().read_model(path or MODELS / "face_landmarks_detector.tflite")
-    weights: list[tuple[Any, Any]] = []
-    slopes = []
-    for node in model.get_ordered_ops():
-        kind = node.get_type_name()
-        if kind in ("Convolution", "GroupConvolution"):
-            bias = next(iter(node.output(0).get_target_inputs())).get_node()
-            weights.append((_constant(node), _constant(bias)))
-        elif kind == "PRelu":
-            slopes.append(_constant(node))
-    # the last three layers read the same features: presence of a face and of a tongue, and the landmarks
-    weights = [*weights[:-3], *(pair for pair in weights[-3:] if pair[1].size == 3 * POINTS)]
-    layers = [m for m in mesh.modules() if isinstance(m, nn.Conv2d)]
-    acts = [m for m in mesh.modules() if isinstance(m, nn.PReLU)]
-    with torch.no_grad():
-        for layer, (weight, bias) in zip(layers, weights, strict=True):
-            source = torch.tensor(weight).float()
-            if layer.groups > 1:  # (1, 3, 3, channels)
-                source = source.permute(3, 0, 1, 2)
-            layer.weight.copy_(source)
-            cast(Tensor, layer.bias).copy_(torch.tensor(bias).flatten())
-        for act, slope in zip(acts, slopes, strict=True):
-            act.weight.copy_(torch.tensor(slope).flatten())
-
-
-def _constant(node: Any) -> Any:
-    """The constant that a node's second input comes from."""
-    source = node.input_value(1).get_node()
-    while source.get_type_name() != "Constant":
-        source = source.input_value(0).get_node()
-    return source.get_data()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from semo_sdk.constants import POSE_SIZE
+from semo_sdk.constants import CHUNK_FRAMES, POSE_SIZE
 from semo_sdk.errors import ConfigError
 from semo_sdk.pipeline.noise import generator
 from semo_sdk.pipeline.reference import Reference
 
-__all__ = ["HEAD_MOTION_MAX", "adjust", "check_controls", "eye_closure"]
+__all__ = ["HEAD_MOTION_MAX", "adjust", "changes", "check_controls", "eye_closure"]
 
 HEAD_MOTION_MAX = 2.0
 BLINK_SHAPE = np.array([0.0, 0.35, 0.85, 1.0, 0.8, 0.4, 0.12])  # closure of the eyes, frame by frame
@@ -37,6 +37,11 @@ def check_controls(head_motion: float, blink: float, *, available: bool) -> None
         raise ConfigError("this model's motion tokens are its own: head_motion cannot be changed, leave it at 1")
 
 
+def changes(head_motion: float, blink: float, index: int, seed: int) -> bool:
+    """Whether :func:`adjust` has anything to do in the pass that begins with frame ``index``."""
+    return head_motion != 1.0 or bool(blink and eye_closure(seed, index, CHUNK_FRAMES).any())
+
+
 def adjust(
     tokens: np.ndarray, reference: Reference, row: int, *, head_motion: float, blink: float, index: int, seed: int
 ) -> np.ndarray:
@@ -52,7 +57,7 @@ def adjust(
     Returns:
         (n, D) float32; the same tokens where the model has no controls.
     """
-    controls = reference.arrays.get("controls")
+    controls = reference.controls
     if controls is None:
         return tokens
     pose, eyes = controls[row, :POSE_SIZE], controls[row, POSE_SIZE]

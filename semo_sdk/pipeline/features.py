@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from semo_sdk.backends.device import Tensor
 from semo_sdk.constants import WINDOW_SAMPLES
 from semo_sdk.pipeline.graphs import Graphs
 
@@ -32,7 +33,7 @@ def extend_window(window: np.ndarray, pcm: np.ndarray) -> np.ndarray:
     return np.concatenate([window, pcm])[-WINDOW_SAMPLES:]
 
 
-def encode_audio(graphs: Graphs, windows: np.ndarray) -> np.ndarray:
+def encode_audio(graphs: Graphs, windows: np.ndarray) -> Tensor:
     """Runs the ``audio`` graph.
 
     Args:
@@ -40,6 +41,7 @@ def encode_audio(graphs: Graphs, windows: np.ndarray) -> np.ndarray:
         windows: (B, WINDOW_SAMPLES) float32 mono 16 kHz in [-1, 1]; each ends with the last sample of its pass.
 
     Returns:
-        (B, 24, 2 x width) float32: features of the last 24 video frames of each window.
+        (B, 24, 2 x width) float32: features of the last 24 video frames of each window, where the engine
+        has them.
     """
-    return graphs("audio", {"pcm": windows})["features"]
+    return graphs.on_device("audio", {"pcm": windows})["features"]

@@ -7,9 +7,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from semo_sdk.backends.base import Arrays, Engine
+from semo_sdk.backends.device import DeviceEngine, Tensor, to_host
 from semo_sdk.config import SemoConfig
 from semo_sdk.errors import EngineError
 
@@ -30,6 +29,9 @@ class Graphs:
     Thread-safe: an engine runs one caller at a time, so one lock guards the whole set and any number of sessions may
     share it. The lock is held for one launch only, so sessions take turns.
 
+    Attributes:
+        wait: whether :meth:`on_device` returns only when the graph is done, so that :attr:`stats` tell its whole time.
+
     Args:
         engines: graph name -> engine, for example what :func:`semo_sdk.backends.load_engines` returns, or a dict of
             :class:`semo_sdk.backends.fake.FakeEngine` in tests.
@@ -39,11 +41,12 @@ class Graphs:
     def __init__(self, engines: Mapping[str, Engine], config: SemoConfig) -> None:
         self.engines = engines
         self.config = config
+        self.wait = False
         self._lock = threading.Lock()
         self._stats: dict[str, GraphStats] = {}
         self._closed = False
 
-    def __call__(self, name: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    def __call__(self, name: str, feeds: Mapping[str, Tensor]) -> Arrays:
         """Runs one graph once.
 
         Args:
@@ -56,11 +59,30 @@ class Graphs:
         Raises:
             EngineError: inputs that do not fit, a failure of the engine, or the engines are closed.
         """
+        return {key: to_host(tensor) for key, tensor in self._run(name, feeds, stay=False).items()}
+
+    def on_device(self, name: str, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Runs one graph once, like a call, but the outputs stay where the engine has them.
+
+        On a GPU that returns as soon as the graph is launched. Its seconds in :attr:`stats` are then those of the
+        launch, unless :attr:`wait` is set.
+        """
+        return self._run(name, feeds, stay=True)
+
+    def _run(self, name: str, feeds: Mapping[str, Tensor], *, stay: bool) -> dict[str, Tensor]:
         with self._lock:
             if self._closed:
                 raise EngineError(f"the engines of {self.config.name!r} are closed; make a new Animator")
             start = time.perf_counter()
-            outputs = self.engines[name](feeds)
+            engine = self.engines[name]
+            outputs: dict[str, Tensor] = {}
+            if stay and isinstance(engine, DeviceEngine):
+                arrays = engine.on_device(feeds)
+                if self.wait:
+                    next(iter(arrays.values())).device.wait()
+                outputs.update(arrays)
+            else:
+                outputs.update(engine({key: to_host(tensor) for key, tensor in feeds.items()}))
             seconds = time.perf_counter() - start
             before = self._stats.get(name, GraphStats())
             self._stats[name] = GraphStats(before.launches + 1, before.seconds + seconds)

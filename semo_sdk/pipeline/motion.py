@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from semo_sdk.backends.device import Tensor, to_host
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES
 from semo_sdk.errors import EngineError
 from semo_sdk.pipeline.graphs import Graphs
 
-__all__ = ["encode_motion", "generate_motion", "repeat_reference"]
+__all__ = ["checked", "encode_motion", "generate_motion", "repeat_reference"]
 
 
 def generate_motion(
@@ -16,11 +17,11 @@ def generate_motion(
     *,
     noise: np.ndarray,
     context: np.ndarray,
-    reference_motion: np.ndarray,
-    features: np.ndarray,
+    reference_motion: Tensor,
+    features: Tensor,
     available: np.ndarray,
     guidance: np.ndarray,
-) -> np.ndarray:
+) -> Tensor:
     """One pass of the motion generator: the next 16 tokens.
 
     Args:
@@ -33,12 +34,12 @@ def generate_motion(
         guidance: (B,) float32 classifier-free guidance on the speech; 1 = off.
 
     Returns:
-        (B, 16, D) float32.
+        (B, 16, D) float32, where the engine has them; :func:`checked` brings them to the host.
 
     Raises:
-        EngineError: the engine failed, or gave NaN or infinity.
+        EngineError: the engine failed.
     """
-    tokens = graphs(
+    return graphs.on_device(
         "motion",
         {
             "noise": noise,
@@ -49,11 +50,20 @@ def generate_motion(
             "guidance": guidance,
         },
     )["motion"]
-    if not np.isfinite(tokens).all():
+
+
+def checked(graphs: Graphs, tokens: Tensor) -> np.ndarray:
+    """Motion tokens on the host.
+
+    Raises:
+        EngineError: there is NaN or infinity among them.
+    """
+    host = to_host(tokens)
+    if not np.isfinite(host).all():
         raise EngineError(
             f"the motion graph gave NaN or infinity on {graphs.backend} {graphs.precision}; try precision='fp32'"
         )
-    return tokens
+    return host
 
 
 def encode_motion(graphs: Graphs, frames: np.ndarray) -> np.ndarray:

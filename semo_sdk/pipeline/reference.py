@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from semo_sdk.backends.device import Tensor, join, to_host
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import ImageError
 from semo_sdk.pipeline.graphs import Graphs
@@ -21,17 +23,23 @@ class Reference:
     Attributes:
         arrays: outputs of the ``reference`` graph by name: ``latents`` (B, c, s, s) float32, ``reference_motion``
             (B, 1, D) float32 and, as the model has them, ``cache``, ``appearance``, ``maps`` and ``controls``.
+            On a GPU they stay there.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, Tensor]
 
-    @property
+    @cached_property
     def motion(self) -> np.ndarray:
         """(B, 1, D) float32 motion token of the portrait itself."""
-        return self.arrays["reference_motion"]
+        return to_host(self.arrays["reference_motion"])
+
+    @cached_property
+    def controls(self) -> np.ndarray | None:
+        """(B, 7, D) float32 directions of token space, see :mod:`semo_sdk.pipeline.controls`, if the model has them."""
+        return to_host(self.arrays["controls"]) if "controls" in self.arrays else None
 
     @property
-    def drawn(self) -> dict[str, np.ndarray]:
+    def drawn(self) -> dict[str, Tensor]:
         """What the ``render`` graph takes of it."""
         return {name: array for name, array in self.arrays.items() if name != "controls"}
 
@@ -55,7 +63,7 @@ def encode_reference(graphs: Graphs, image: np.ndarray) -> Reference:
         raise ImageError(
             f"the portrait's crop must be ({IMAGE_SIZE}, {IMAGE_SIZE}, 3) uint8 RGB, got {image.shape} {image.dtype}"
         )
-    return Reference(graphs("reference", {"image": np.ascontiguousarray(batch)}))
+    return Reference(graphs.on_device("reference", {"image": np.ascontiguousarray(batch)}))
 
 
 def stack_references(references: Sequence[Reference]) -> Reference:
@@ -63,4 +71,4 @@ def stack_references(references: Sequence[Reference]) -> Reference:
     if len(references) == 1:
         return references[0]
     names = references[0].arrays
-    return Reference({name: np.concatenate([reference.arrays[name] for reference in references]) for name in names})
+    return Reference({name: join([reference.arrays[name] for reference in references]) for name in names})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from semo_sdk.backends.device import Tensor, to_host
 from semo_sdk.config import SemoConfig
 from semo_sdk.constants import CHUNK_FRAMES
 from semo_sdk.pipeline.graphs import Graphs
@@ -24,11 +25,11 @@ def launch_size(config: SemoConfig, frames: int) -> int:
 def render(
     graphs: Graphs,
     reference: Reference,
-    motion: np.ndarray,
+    motion: Tensor,
     *,
     seed: int | Sequence[int],
     pass_index: int | Sequence[int],
-) -> np.ndarray:
+) -> Tensor:
     """Runs the ``render`` graph, in as many launches as it takes.
 
     Args:
@@ -40,7 +41,7 @@ def render(
         pass_index: number of the pass, for that noise; one for all, or B of them.
 
     Returns:
-        (B, n, 256, 256, 3) uint8 RGB.
+        (B, n, 256, 256, 3) uint8 RGB; where the engine has them if one launch makes them all.
 
     Raises:
         EngineError: the engine failed.
@@ -48,7 +49,10 @@ def render(
     config, (batch, count, _) = graphs.config, motion.shape
     size = launch_size(config, min(count, CHUNK_FRAMES))
     short = -count % size
-    filled = np.concatenate([motion, np.repeat(motion[:, -1:], short, axis=1)], axis=1) if short else motion
+    filled = motion
+    if short or count > size:
+        host = to_host(motion)
+        filled = np.concatenate([host, np.repeat(host[:, -1:], short, axis=1)], axis=1)
     noise = None
     if config.needs_noise:
         shape = (1, count + short, config.latent_channels, config.latent_size, config.latent_size)
@@ -58,8 +62,11 @@ def render(
     pieces = []
     for start in range(0, count + short, size):
         part = slice(start, start + size)
-        feeds = {**reference.drawn, "motion": np.ascontiguousarray(filled[:, part])}
+        tokens = np.ascontiguousarray(filled[:, part]) if isinstance(filled, np.ndarray) else filled
+        feeds: dict[str, Tensor] = {**reference.drawn, "motion": tokens}
         if noise is not None:
             feeds["noise"] = np.ascontiguousarray(noise[:, part])
-        pieces.append(graphs("render", feeds)["frames"])
-    return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1))[:, :count]
+        pieces.append(graphs.on_device("render", feeds)["frames"])
+    if len(pieces) == 1 and not short:
+        return pieces[0]
+    return np.concatenate([to_host(piece) for piece in pieces], axis=1)[:, :count]

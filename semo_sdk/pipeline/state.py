@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,7 +21,7 @@ from semo_sdk.constants import (
     WINDOW_SAMPLES,
 )
 from semo_sdk.errors import ConfigError, InputError
-from semo_sdk.pipeline.controls import check_controls
+from semo_sdk.pipeline.controls import HEAD_MOTION_MAX, check_controls
 from semo_sdk.pipeline.features import silent_window
 from semo_sdk.pipeline.motion import repeat_reference
 from semo_sdk.pipeline.noise import check_seed
@@ -28,6 +30,7 @@ __all__ = ["LATENCIES", "StreamState", "hop_of"]
 
 LATENCIES: dict[str, int] = {"quality": 16, "balanced": 8, "low": 4}  # frames made by one pass
 FORMAT = 2  # of to_bytes()
+MAX_INDEX = 2**31  # of a frame or a pass: years of speech
 
 
 def hop_of(latency: str) -> int:
@@ -147,33 +150,33 @@ class StreamState:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> StreamState:
-        """The state that :meth:`to_bytes` wrote.
+        """The state that :meth:`to_bytes` wrote. Nobody has to be trusted: what is too large is never unpacked.
 
         Raises:
             InputError: truncated, altered or foreign data.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            found = _unpack(data)
+        # zipfile and numpy raise all of these on damaged files
+        except (OSError, ValueError, EOFError, MemoryError, LookupError, NotImplementedError, RuntimeError) as error:
             raise InputError(f"not a saved stream state, or a damaged one: {error}") from error
+        except (zipfile.BadZipFile, zlib.error, struct.error) as error:
+            raise InputError(f"not a saved stream state, or a damaged one: {error}") from error
+        scalars = {"frame_index": "iu", "pass_index": "iu", "seed": "u", "hop": "iu", "format": "iu"}
+        scalars |= {"guidance": "f", "head_motion": "f", "blink": "f"}
         names = {field.name for field in fields(cls)}
-        if set(found) != names | {"format"} or found["format"] != FORMAT:
+        if set(found) != names | {"format"} or any(
+            found[name].shape or found[name].dtype.kind not in kinds for name, kinds in scalars.items()
+        ):
             raise InputError("not a stream state of this version of semo-sdk; start a new session")
-        arrays = {name: found[name] for name in ("context", "heard", "pending", "inlet")}
-        problem = _problem(arrays, hop=int(found["hop"]))
+        numbers = {name: found[name].item() for name in scalars}
+        if numbers.pop("format") != FORMAT:
+            raise InputError("not a stream state of this version of semo-sdk; start a new session")
+        arrays: dict[str, Any] = {name: found[name] for name in ("context", "heard", "pending", "inlet")}
+        problem = _problem(arrays, **numbers)
         if problem:
             raise InputError(f"the saved stream state is damaged: {problem}")
-        return cls(
-            **arrays,
-            frame_index=int(found["frame_index"]),
-            pass_index=int(found["pass_index"]),
-            seed=int(found["seed"]),
-            hop=int(found["hop"]),
-            guidance=float(found["guidance"]),
-            head_motion=float(found["head_motion"]),
-            blink=float(found["blink"]),
-        )
+        return cls(**arrays, **numbers)
 
     def check(self, config: SemoConfig) -> StreamState:
         """Itself, if it belongs to a model of this size.
@@ -195,8 +198,28 @@ class StreamState:
         )
 
 
-def _problem(arrays: dict[str, np.ndarray], *, hop: int) -> str:
-    """What is wrong with a state's arrays, "" if nothing."""
+def _unpack(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file that was written without compression."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+        if len(entries) > 32 or sum(entry.file_size for entry in entries) > len(data):
+            raise ValueError("it is compressed, or holds more than it should")
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _problem(
+    arrays: dict[str, np.ndarray],
+    *,
+    hop: int,
+    frame_index: int,
+    pass_index: int,
+    seed: int,
+    guidance: float,
+    head_motion: float,
+    blink: float,
+) -> str:
+    """What is wrong with a state, "" if nothing."""
     kinds = (("context", 2, CONTEXT_FRAMES), ("heard", 1, WINDOW_SAMPLES), ("pending", 1, None), ("inlet", 1, None))
     for name, ndim, first in kinds:
         array = arrays[name]
@@ -205,4 +228,14 @@ def _problem(arrays: dict[str, np.ndarray], *, hop: int) -> str:
             return f"{name} is {array.dtype} {array.shape}"
         if not np.isfinite(array).all():
             return f"{name} holds NaN or infinity"
+    for name, number in (("frame_index", frame_index), ("pass_index", pass_index)):
+        if not 0 <= number < MAX_INDEX:
+            return f"{name} is {number}"
+    for name, strength, most in (
+        ("guidance", guidance, 10.0),
+        ("head_motion", head_motion, HEAD_MOTION_MAX),
+        ("blink", blink, 1.0),
+    ):
+        if not 0.0 <= strength <= most:
+            return f"{name} is {strength}"
     return "" if hop in LATENCIES.values() and hop <= CHUNK_FRAMES else f"hop is {hop}"

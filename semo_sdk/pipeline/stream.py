@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from semo_sdk.backends.device import Tensor, first, to_host
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from semo_sdk.pipeline.controls import adjust
+from semo_sdk.pipeline.controls import adjust, changes
 from semo_sdk.pipeline.features import encode_audio, extend_window
 from semo_sdk.pipeline.graphs import Graphs
-from semo_sdk.pipeline.motion import generate_motion
+from semo_sdk.pipeline.motion import checked, generate_motion
 from semo_sdk.pipeline.noise import normal
 from semo_sdk.pipeline.reference import Reference
 from semo_sdk.pipeline.render import launch_size, render
@@ -127,6 +128,16 @@ def plan_batch(graphs: Graphs, reference: Reference, states: Sequence[StreamStat
         ValueError: nothing is pending in one of them.
         EngineError: the engine failed.
     """
+    sounds, hops, tokens = _listen(graphs, reference, states)
+    shown = _shown(tokens, reference, states)
+    return _plans(checked(graphs, tokens), to_host(shown), sounds, hops, states)
+
+
+Sounds = list[np.ndarray]
+
+
+def _listen(graphs: Graphs, reference: Reference, states: Sequence[StreamState]) -> tuple[Sounds, Sounds, Tensor]:
+    """Speech of the next pass, the same filled up to a whole hop, and (B, 16, D) tokens where the engine has them."""
     if not all(len(state.pending) for state in states):
         raise ValueError("nothing is pending: push sound before a pass")
     sounds = [state.pending[: state.hop * SAMPLES_PER_FRAME] for state in states]
@@ -138,24 +149,42 @@ def plan_batch(graphs: Graphs, reference: Reference, states: Sequence[StreamStat
         graphs,
         noise=np.concatenate(noise),
         context=np.stack([state.context for state in states]),
-        reference_motion=reference.motion,
+        reference_motion=reference.arrays["reference_motion"],
         features=encode_audio(graphs, np.stack(windows)),
         available=np.array([state.hop for state in states], np.int64),
         guidance=np.array([state.guidance for state in states], np.float32),
     )
+    return sounds, hops, tokens
+
+
+def _shown(tokens: Tensor, reference: Reference, states: Sequence[StreamState]) -> Tensor:
+    """(B, 16, D) tokens after the controls; where these change nothing the tokens stay on their device."""
+    if not any(changes(state.head_motion, state.blink, state.frame_index, state.seed) for state in states):
+        return tokens
+    made = to_host(tokens)
+    return np.stack(
+        [
+            adjust(
+                made[row],
+                reference,
+                row,
+                head_motion=state.head_motion,
+                blink=state.blink,
+                index=state.frame_index,
+                seed=state.seed,
+            )
+            for row, state in enumerate(states)
+        ]
+    )
+
+
+def _plans(
+    tokens: np.ndarray, shown: np.ndarray, sounds: Sounds, hops: Sounds, states: Sequence[StreamState]
+) -> list[tuple[Plan, StreamState]]:
     plans = []
-    for row, (made, pcm, hop, state) in enumerate(zip(tokens, sounds, hops, states, strict=True)):
+    for made, seen, pcm, hop, state in zip(tokens, shown, sounds, hops, states, strict=True):
         count = frames_in(len(pcm))
-        shown = adjust(
-            made,
-            reference,
-            row,
-            head_motion=state.head_motion,
-            blink=state.blink,
-            index=state.frame_index,
-            seed=state.seed,
-        )
-        ready = Plan(made, shown, count, hop[: count * SAMPLES_PER_FRAME], state.frame_index, state.pass_index)
+        ready = Plan(made, seen, count, hop[: count * SAMPLES_PER_FRAME], state.frame_index, state.pass_index)
         plans.append((ready, advance(state, made[:count], ready.audio, taken=len(pcm))))
     return plans
 
@@ -213,17 +242,20 @@ def step_batch(
     hop = states[0].hop
     if any(state.hop != hop for state in states):
         raise ValueError(f"one launch draws one hop, got {sorted({state.hop for state in states})}")
-    plans = plan_batch(graphs, reference, states)
+    sounds, hops, tokens = _listen(graphs, reference, states)
+    shown = _shown(tokens, reference, states)
     # Models whose temporal window is longer than the hop also see the tokens that the next pass will redo.
     wanted = -(-hop // every)
     drawn = max(wanted, launch_size(graphs.config, wanted))
     frames = render(
         graphs,
         reference,
-        np.stack([made.shown[::every][:drawn] for made, _ in plans]),
+        first(shown, drawn) if every == 1 else np.ascontiguousarray(to_host(shown)[:, ::every][:, :drawn]),
         seed=[state.seed for state in states],
         pass_index=[state.pass_index for state in states],
     )
+    # All three graphs are launched; only now anything is waited for.
+    plans = _plans(checked(graphs, tokens), to_host(shown), sounds, hops, states)
     return [
         (
             Chunk(
@@ -235,7 +267,7 @@ def step_batch(
             ),
             after,
         )
-        for pictures, (made, after) in zip(frames, plans, strict=True)
+        for pictures, (made, after) in zip(to_host(frames), plans, strict=True)
     ]
 
 
@@ -270,7 +302,7 @@ def draw(graphs: Graphs, reference: Reference, tokens: np.ndarray, sound: np.nda
     """
     for number, start in enumerate(range(0, len(tokens), CHUNK_FRAMES)):
         part = tokens[start : start + CHUNK_FRAMES]
-        frames = render(graphs, reference, part[None], seed=0, pass_index=number)[0]
+        frames = to_host(render(graphs, reference, part[None], seed=0, pass_index=number))[0]
         samples = slice(start * SAMPLES_PER_FRAME, (start + len(part)) * SAMPLES_PER_FRAME)
         audio = np.zeros(len(part) * SAMPLES_PER_FRAME, np.float32) if sound is None else sound[samples]
         yield Chunk(frames, audio, part, part, start)

@@ -1,4 +1,4 @@
-"""The FastAPI application: health, portraits, videos and live sessions. Made by :func:`create_app`."""
+"""The FastAPI application: health, portraits, videos, live sessions and a page. Made by :func:`create_app`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.websockets import WebSocketDisconnect
 
 import semo_sdk
 from semo_sdk.errors import SemoError
 from semo_sdk.serving import protocol
-from semo_sdk.serving.auth import SUBPROTOCOL, socket_key
 from semo_sdk.serving.guard import Guard
-from semo_sdk.serving.live import TRY_LATER, Connection, close, read_start
+from semo_sdk.serving.live_socket import serve_socket
 from semo_sdk.serving.metrics import CONTENT_TYPE_LATEST
-from semo_sdk.serving.portraits import StoredPortrait
 from semo_sdk.serving.problems import ApiError, problem
-from semo_sdk.serving.routes import portraits_router, videos_router
+from semo_sdk.serving.routes import portraits_router, videos_router, webrtc_router
+from semo_sdk.serving.routes_states import states_router
 from semo_sdk.serving.schemas import ErrorBody, Health
 from semo_sdk.serving.service import Service
+from semo_sdk.serving.site import page_router
+from semo_sdk.serving.webrtc import Peers
 
 __all__ = ["create_app"]
 
@@ -40,12 +40,15 @@ def create_app(service: Service) -> FastAPI:
         service: not started.
     """
 
+    peers = Peers(service)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
         try:
             yield
         finally:
+            await peers.close()
             service.close()
 
     app = FastAPI(
@@ -70,6 +73,9 @@ def create_app(service: Service) -> FastAPI:
 
     app.include_router(portraits_router(service))
     app.include_router(videos_router(service))
+    app.include_router(states_router(service))
+    app.include_router(webrtc_router(service, peers))
+    app.include_router(page_router())
 
     @app.get("/health", tags=["server"])
     def health() -> Health:
@@ -89,36 +95,9 @@ def create_app(service: Service) -> FastAPI:
 
     @app.websocket("/v1/live")
     async def live(socket: WebSocket) -> None:
-        await _live(service, socket)
+        await serve_socket(service, socket)
 
     return app
-
-
-async def _live(service: Service, socket: WebSocket) -> None:
-    try:
-        owner = service.owner(socket_key(socket))
-        service.check_ready()
-    except SemoError as error:
-        status, body, headers = problem(error)
-        await socket.send_denial_response(JSONResponse(body, status, headers))
-        return
-    await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope.get("subprotocols", []) else None)
-    try:
-        start = await read_start(socket, service.settings)
-        with service.seat(owner):
-            stored: StoredPortrait = service.portraits.get(start.portrait_id, owner)
-            reference = await service.decode(stored.reference, service.engine)
-            session = service.engine.open(
-                reference, latency=start.latency, seed=start.seed, expressiveness=start.expressiveness
-            )
-            connection = Connection(socket, session, start, service.settings, service.encoders, lambda: service.stop_at)
-            await connection.run()
-    except SemoError as error:
-        status, body, headers = problem(error)
-        retry = {"retry_after": int(headers["Retry-After"])} if "Retry-After" in headers else {}
-        await close(socket, TRY_LATER if retry else 1008, "refused", {**body["error"], **retry})
-    except WebSocketDisconnect:
-        return
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -130,6 +109,8 @@ def _add_errors(app: FastAPI) -> None:
 
     def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, OSError):  # an upload could not be stored
+            return known(request, error.__cause__)
         codes = {404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "request_too_large"}
         named = ApiError(error.status_code, codes.get(error.status_code, "bad_request"), str(error.detail))
         return known(request, named)
@@ -145,6 +126,7 @@ def _add_errors(app: FastAPI) -> None:
         return known(request, error)
 
     app.add_exception_handler(SemoError, known)
+    app.add_exception_handler(OSError, unknown)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, unknown)

@@ -134,7 +134,8 @@ class Client:
         Args:
             portrait_id: one that was uploaded.
             sample_rate: of the sound that will be pushed, in Hz.
-            settings: ``latency``, ``seed``, ``expressiveness``, ``jpeg_quality``.
+            settings: ``latency``, ``seed``, ``expressiveness``, ``fps``, ``jpeg_quality``; or ``state_id`` of a session
+                that was saved, in the place of the first three.
 
         Raises:
             CapacityError: the server is full.

@@ -42,7 +42,7 @@ class LiveFrame:
     Attributes:
         index: its number; it is shown at index / 25 seconds.
         speaking: whether speech is in it.
-        audio: (640,) int16 mono 16 kHz, exactly its sound.
+        audio: (640,) int16 mono 16 kHz, exactly its sound; (1280,) at half the frame rate.
         jpeg: the picture, 256 x 256.
     """
 
@@ -100,6 +100,10 @@ class Live:
     def listen(self, on: bool = True) -> None:
         """Somebody speaks to the portrait, or stopped."""
         self._say("listen", on=on)
+
+    def save(self) -> None:
+        """Keeps the session as it is now: a ``session.saved`` event brings the ``state_id`` for another one."""
+        self._say("session.save")
 
     def __iter__(self) -> Iterator[LiveFrame | LiveEvent]:
         """Frames and events as they come, 25 frames a second, until the session is closed.

@@ -60,13 +60,18 @@ class Inlet:
             return np.zeros(0, np.float32)
         return Resampler.restore(self._resampler.save()).flush()
 
+    @property
+    def seconds(self) -> float:
+        """Of speech that waits."""
+        return sum(utterance.samples for utterance in self._waiting) / SAMPLE_RATE
+
     def check_room(self, seconds: float) -> None:
         """Refuses what is too much.
 
         Raises:
             CapacityError: says what to do.
         """
-        waiting = sum(utterance.samples for utterance in self._waiting) / SAMPLE_RATE
+        waiting = self.seconds
         if waiting + seconds > self._max_seconds:
             raise CapacityError(
                 f"{waiting:.0f} s of speech wait already, at most {self._max_seconds:g} s may: send it more slowly"

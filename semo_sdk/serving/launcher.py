@@ -54,7 +54,9 @@ class Launcher:
             if len(works) == 1:
                 self.failures += 1
                 log.warning("a pass failed: %s", error, exc_info=not isinstance(error, SemoError))
-                return [error if isinstance(error, SemoError) else EngineError(f"the engine failed: {error}")]
+                if isinstance(error, SemoError):
+                    return [error]
+                return [EngineError(f"the engine failed ({type(error).__name__})")]  # its words are not for clients
         return [outcome for work in works for outcome in self.run([work])]
 
     def _launch(self, works: Sequence[Work]) -> list[tuple[Chunk, StreamState]]:

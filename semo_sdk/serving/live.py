@@ -1,60 +1,99 @@
-"""``WS /v1/live``: one live session over one web socket. A slow, silent or vanished client ends only its own."""
+"""One live session over one connection, whatever carries it: a web socket or WebRTC. The wire is a :class:`Wire`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import functools
-import io
-import json
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Executor
-from typing import Any
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import ValidationError
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from semo_sdk.constants import FPS, IMAGE_SIZE, SAMPLE_RATE
+from semo_sdk.constants import IMAGE_SIZE, SAMPLE_RATE
 from semo_sdk.errors import SemoError, SessionClosedError
 from semo_sdk.serving.problems import ApiError, problem
 from semo_sdk.serving.protocol import (
     CLIENT_EVENTS,
+    Adjust,
     Interrupt,
     Listen,
+    Manner,
+    Options,
+    Save,
     SessionEnd,
     SpeechEnd,
     Start,
     event_message,
-    pack_frame,
 )
+from semo_sdk.serving.service import Service
 from semo_sdk.serving.session import LiveSession
-from semo_sdk.serving.settings import Settings
 from semo_sdk.serving.speech import Frame
 
-__all__ = ["Connection", "encode_jpeg", "read_start"]
+__all__ = ["Connection", "Ending", "Gone", "Heard", "Wire", "opened", "parse_event"]
 
-START_SECONDS = 10.0  # for the first message
 CATCH_UP_SECONDS = 0.08  # frames that were delayed by less follow at once; after a longer delay time goes on from there
+STATS_SECONDS = 1.0
 MAX_MISTAKES = 50  # messages with errors before the connection is closed
-POLICY, TRY_LATER, GOING_AWAY, NORMAL = 1008, 1013, 1001, 1000  # close codes
+POLICY, TRY_LATER, GOING_AWAY, NORMAL, FAILED = 1008, 1013, 1001, 1000, 1011  # close codes of web sockets
 
 
-def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """(H, W, 3) uint8 RGB as JPEG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+class Gone(Exception):
+    """The client left."""
 
 
-def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    """Sets an event from any thread."""
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-        loop.call_soon_threadsafe(event.set)
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What a microphone brought.
+
+    Attributes:
+        pcm: (n,) float32 in [-1, 1] of somebody speaking; may be empty.
+        rate: in Hz.
+        ends: they stopped.
+    """
+
+    pcm: np.ndarray
+    rate: int
+    ends: bool
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a connection ended: close code of a web socket, reason in words, and the body of an error."""
+
+    code: int
+    reason: str
+    error: dict[str, Any] | None = None
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """As the last event."""
+        return {"type": "session.closed", "reason": self.reason, **({"error": self.error} if self.error else {})}
+
+    @classmethod
+    def of(cls, error: BaseException, *, reason: str = "failed") -> Ending:
+        """The ending that an error means."""
+        _, body, headers = problem(error)
+        retry = {"retry_after": int(headers["Retry-After"])} if "Retry-After" in headers else {}
+        code = FAILED if reason == "failed" else TRY_LATER if retry else POLICY
+        return cls(code, reason, {**body["error"], **retry})
+
+
+class Wire(Protocol):
+    """What a connection runs on. All methods raise :class:`Gone` when the client has left."""
+
+    async def receive(self) -> str | bytes | Heard:
+        """The next message: an event, PCM16, or what a microphone brought."""
+
+    async def send_event(self, event: dict[str, Any]) -> None:
+        """Sends an event; TimeoutError if the client does not read."""
+
+    async def send_frame(self, frame: Frame) -> None:
+        """Sends a frame with its sound, to be shown now."""
 
 
 def parse_event(text: str, limit: int) -> Any:
@@ -73,109 +112,101 @@ def parse_event(text: str, limit: int) -> Any:
         raise ApiError(400, "invalid_event", f"not an event of this API ({first['type']})", param=param) from error
 
 
-async def read_start(socket: WebSocket, settings: Settings) -> Start:
-    """The first message.
+@contextlib.asynccontextmanager
+async def opened(service: Service, owner: str, options: Options) -> AsyncIterator[LiveSession]:
+    """A live session for its owner: admitted, counted, and closed at the end.
 
     Raises:
-        ApiError: something else came, or nothing.
-        WebSocketDisconnect: the client left.
+        SemoError: no such portrait, an impossible setting, or no room.
     """
-    try:
-        message = await asyncio.wait_for(socket.receive(), START_SECONDS)
-    except TimeoutError:
-        raise ApiError(408, "no_start", f"no session.start within {START_SECONDS:g} s") from None
-    if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", NORMAL))
-    event = parse_event(message.get("text") or "", settings.message_bytes)
-    if not isinstance(event, Start):
-        raise ApiError(400, "no_start", "the first message must be session.start", param="type")
-    return event
+    with service.seat(owner):
+        stored = service.portraits.get(options.portrait_id, owner)
+        reference = await service.decode(stored.reference, service.engine)
+        manner = {name: getattr(options, name) for name in Manner.model_fields}
+        state = None if options.state_id is None else service.states.get(options.state_id, owner).state
+        session = service.engine.open(reference, state=state, **manner)
+        try:
+            yield session
+        finally:
+            session.close()
 
 
 class Connection:
-    """Runs one session on one socket until either ends.
+    """Runs one session on one wire until either ends. A slow, silent or vanished client ends only its own.
 
     Args:
-        socket: accepted.
+        wire: connected.
         session: closed at the end, whatever happens.
-        start: what the client asked for.
-        settings: limits.
-        pool: for resampling and JPEG.
-        draining: when the server will stop, in ``time.monotonic()`` seconds; None while it will not.
+        options: what the client asked for.
+        service: its settings, threads, and whether it drains.
+        owner: whose saved states these are.
     """
 
-    def __init__(
-        self,
-        socket: WebSocket,
-        session: LiveSession,
-        start: Start,
-        settings: Settings,
-        pool: Executor,
-        draining: Callable[[], float | None],
-    ) -> None:
-        self._socket, self._session, self._start = socket, session, start
-        self._settings, self._pool, self._draining = settings, pool, draining
+    def __init__(self, wire: Wire, session: LiveSession, options: Options, service: Service, owner: str) -> None:
+        self._wire, self._session, self._options, self._service = wire, session, options, service
+        self._owner = owner
+        self._settings = service.settings
         self._notices: deque[dict[str, Any]] = deque(maxlen=MAX_MISTAKES)
         self._heard_from = time.monotonic()
         self._changed = asyncio.Event()
 
-    async def run(self) -> None:
+    async def run(self) -> Ending:
         """Until the client leaves, asks to end, is gone, or the session fails."""
         loop = asyncio.get_running_loop()
         self._session.on_output(functools.partial(_tell, loop, self._changed))
         reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
-        code, reason, error = NORMAL, "ended", None
+        ending = Ending(NORMAL, "ended")
         try:
             done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            code, reason = next(iter(done)).result()
-        except (WebSocketDisconnect, SessionClosedError):
+            ending = next(iter(done)).result()
+        except (Gone, SessionClosedError):
             pass
         except TimeoutError:
-            code, reason = POLICY, "the client does not read"
+            ending = Ending(POLICY, "the client does not read")
         except (SemoError, RuntimeError, OSError) as failure:
-            code, reason, error = 1011, "failed", problem(failure)[1]["error"]
+            ending = Ending.of(failure)
         finally:
             self._session.on_output(lambda: None)
             self._session.close()
             for task in (reader, writer):
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
-        await close(self._socket, code, reason, error)
+        return ending
 
-    async def _read(self) -> tuple[int, str]:
+    async def _read(self) -> Ending:
         rate = self._settings.messages_per_second
         allowance, since, mistakes = rate, time.monotonic(), 0
         while True:
-            message = await self._socket.receive()
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", NORMAL))
+            message = await self._wire.receive()
             now = self._heard_from = time.monotonic()
             allowance, since = min(rate, allowance + (now - since) * rate) - 1, now
             if allowance < 0:  # the rest waits in the client's own buffers
                 await asyncio.sleep(-allowance / rate)
             try:
                 if await self._handle(message):
-                    return NORMAL, "ended by the client"
+                    return Ending(NORMAL, "ended by the client")
             except SessionClosedError:
                 raise
             except SemoError as error:
                 mistakes += 1
                 if mistakes > MAX_MISTAKES:
-                    return POLICY, "too many errors"
+                    return Ending(POLICY, "too many errors")
                 self._notices.append({"type": "error", **problem(error)[1]})
                 self._changed.set()
 
-    async def _handle(self, message: Any) -> bool:
+    async def _handle(self, message: str | bytes | Heard) -> bool:
         """Does what a message says; True if the session shall end."""
-        pcm = message.get("bytes")
-        if pcm is not None:
-            if len(pcm) % 2 or len(pcm) > self._settings.message_bytes:
-                raise ApiError(400, "invalid_audio", f"audio is PCM16, at most {self._settings.message_bytes} bytes")
-            samples = np.frombuffer(pcm, "<i2").astype(np.int16)
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._pool, self._session.push, samples, self._start.sample_rate)
+        if isinstance(message, Heard):
+            await self._push(message.pcm, message.rate)
+            if message.ends:
+                self._session.end()
             return False
-        event = parse_event(message.get("text") or "", self._settings.message_bytes)
+        if isinstance(message, bytes):
+            if len(message) % 2 or len(message) > self._settings.message_bytes:
+                raise ApiError(400, "invalid_audio", f"audio is PCM16, at most {self._settings.message_bytes} bytes")
+            await self._push(np.frombuffer(message, "<i2").astype(np.int16), self._options.sample_rate)
+            return False
+        event = parse_event(message, self._settings.message_bytes)
         match event:
             case SpeechEnd():
                 self._session.end()
@@ -183,70 +214,79 @@ class Connection:
                 self._session.interrupt()
             case Listen():
                 self._session.listen(event.on)
+            case Adjust():
+                self._session.adjust(**event.model_dump(exclude={"type"}, exclude_none=True))
+            case Save():
+                self._service.rates.check(self._owner)
+                saved = self._service.states.add(self._session.save(), self._owner)
+                notice = {"type": "session.saved", "state_id": saved.id, "position": saved.state.time}
+                self._notices.append(notice)
+                self._changed.set()
             case Start():
                 raise ApiError(400, "already_started", "the session has started", param="type")
         return isinstance(event, SessionEnd)
 
-    async def _write(self) -> tuple[int, str]:
+    async def _push(self, pcm: np.ndarray, rate: int) -> None:
         loop = asyncio.get_running_loop()
-        begun, due, warned = time.monotonic(), 0.0, False
-        await self._send_event(
+        await loop.run_in_executor(self._service.encoders, self._session.push, pcm, rate)
+
+    async def _write(self) -> Ending:
+        begun = due = time.monotonic()
+        warned = False
+        told, shown, state = begun, 0, self._session.state
+        await self._wire.send_event(
             {
                 "type": "session.started",
                 "sample_rate": SAMPLE_RATE,
-                "fps": FPS,
+                "fps": self._session.fps,
                 "width": IMAGE_SIZE,
                 "height": IMAGE_SIZE,
-                "frames_per_pass": self._session.hop,
-                "position": self._session.state.time,
+                "frames_per_pass": state.hop,
+                "position": state.time,
             }
         )
         while True:
             now = time.monotonic()
             if now - begun > self._settings.session_seconds:
-                return POLICY, "the longest time of a session is over"
+                return Ending(POLICY, "the longest time of a session is over")
             if now - self._heard_from > self._settings.quiet_seconds:
-                return POLICY, "nothing was heard from the client"
-            stop = self._draining()
+                return Ending(POLICY, "nothing was heard from the client")
+            stop = self._service.stop_at
             if stop is not None and not warned:
                 warned = True
-                await self._send_event({"type": "server.draining", "seconds": round(max(stop - now, 0), 1)})
+                await self._wire.send_event({"type": "server.draining", "seconds": round(max(stop - now, 0), 1)})
             if stop is not None and now > stop:
-                return GOING_AWAY, "the server is shutting down"
+                return Ending(GOING_AWAY, "the server is shutting down")
             while self._notices:
-                await self._send_event(self._notices.popleft())
+                await self._wire.send_event(self._notices.popleft())
+            if now - told >= STATS_SECONDS:
+                await self._wire.send_event(self._stats(shown / (now - told)))
+                told, shown = now, 0
             self._changed.clear()
             item = self._session.take()
             if item is None:
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), 1.0)
-                except TimeoutError:
-                    continue
             elif isinstance(item, Frame):
-                jpeg = await loop.run_in_executor(self._pool, encode_jpeg, item.image, self._start.jpeg_quality)
-                await self._send(self._socket.send_bytes(pack_frame(item, jpeg)))
-                due = max(due + 1 / FPS, time.monotonic() - CATCH_UP_SECONDS)
+                await self._wire.send_frame(item)
+                shown += 1
+                due = max(due + len(item.audio) / SAMPLE_RATE, time.monotonic() - CATCH_UP_SECONDS)
                 await asyncio.sleep(max(due - time.monotonic(), 0))
             else:
-                await self._send_event(event_message(item))
+                await self._wire.send_event(event_message(item))
 
-    async def _send_event(self, event: dict[str, Any]) -> None:
-        await self._send(self._socket.send_text(json.dumps(event)))
+    def _stats(self, fps: float) -> dict[str, Any]:
+        """What a page may want to show: frames a second, speech that waits, and the delay of the last utterance."""
+        first = self._session.first_frame
+        return {
+            "type": "stats",
+            "fps": round(fps, 1),
+            "waiting": round(self._session.waiting, 2),
+            "first_frame": None if first is None else round(first, 3),
+        }
 
-    async def _send(self, sending: Any) -> None:
-        await asyncio.wait_for(sending, self._settings.stall_seconds)
 
-
-async def close(socket: WebSocket, code: int, reason: str, error: dict[str, Any] | None = None) -> None:
-    """Says why, then closes; a client that is gone is no error, and one that does not read is not waited for."""
-
-    async def say() -> None:
-        event = {"type": "session.closed", "reason": reason, **({"error": error} if error else {})}
-        await socket.send_text(json.dumps(event))
-        await socket.close(code, reason)
-
-    if socket.client_state is WebSocketState.CONNECTED and socket.application_state is WebSocketState.CONNECTED:
-        try:
-            await asyncio.wait_for(say(), 1.0)
-        except (TimeoutError, RuntimeError, OSError, WebSocketDisconnect):
-            return
+def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    """Sets an event from any thread."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        loop.call_soon_threadsafe(event.set)

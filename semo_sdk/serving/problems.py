@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from typing import Any
 
@@ -22,6 +23,9 @@ from semo_sdk.errors import (
 
 __all__ = ["ApiError", "QuotaError", "problem"]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+STORAGE_RETRY_SECONDS = 10
+ENCODE_MESSAGE = "the video could not be encoded or stored; try again"  # the error itself names the server's folders
 INVALID, SERVER = "invalid_request_error", "server_error"
 
 # The first that fits: error, status, type, code, the parameter it is usually about
@@ -71,10 +75,15 @@ def problem(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
         status, kind, code, param = error.status, error.kind, error.code, error.param
     else:
         found = next((row for row in TABLE if isinstance(error, row[0])), None)
+        if found is None and isinstance(error, OSError) and error.errno in FULL:
+            headers["Retry-After"] = str(STORAGE_RETRY_SECONDS)
+            body = {"message": "the server's disk is full", "type": SERVER, "param": None, "code": "storage_full"}
+            return 503, {"error": body}, headers
         if found is None:
             body = {"message": "internal error", "type": SERVER, "param": None, "code": "internal"}
             return 500, {"error": body}, headers
         _, status, kind, code, param = found
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}, headers
+    message = ENCODE_MESSAGE if isinstance(error, EncodeError) else str(error)
+    return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, headers

@@ -1,19 +1,22 @@
-"""What travels over ``WS /v1/live``, shared by server and client.
+"""What travels over ``WS /v1/live`` and the data channel of ``POST /v1/webrtc/offer``, shared by server and client.
 
 The client sends one text message ``session.start``, then binary messages of PCM16 (little endian, mono, at the rate
-that it named) and text messages. The server sends text events and binary frames.
+that it named) and text messages. The server sends text events and binary frames. Over WebRTC the offer takes the place
+of ``session.start``, and frames travel as tracks.
 
-Client events: ``session.start``, ``speech.end``, ``interrupt``, ``listen``, ``session.end``.
+Client events: ``session.start``, ``speech.end``, ``interrupt``, ``listen``, ``settings``, ``session.save``,
+``session.end``.
 
 Server events: ``session.started``, ``state`` (speaking, listening, idle), ``speech.done`` and ``speech.interrupted``
-(with the playback position), ``error``, ``server.draining``, ``session.closed``.
+(with the playback position), ``stats`` (once a second), ``session.saved`` (with the ``state_id`` for a later
+``session.start``), ``error``, ``server.draining``, ``session.closed``.
 
 A binary frame, little endian::
 
     version  uint8      1
     flags    uint8      bit 0: speech is in it
-    samples  uint16     n = 640: 40 ms at 16 kHz
-    index    uint32     number of the frame since the session began; shown at index / 25 seconds
+    samples  uint16     n = 640: 40 ms at 16 kHz; twice as many at half the frame rate
+    index    uint32     number of the frame since the session began; shown at index / 25 seconds at any frame rate
     audio    n x int16  exactly the sound of this frame
     picture  the rest   JPEG, 256 x 256
 """
@@ -21,15 +24,31 @@ A binary frame, little endian::
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from semo_sdk.constants import SAMPLE_RATE
 from semo_sdk.serving.speech import Event, Frame, Interrupted, SpeechDone, StateChanged
 
-__all__ = ["CLIENT_EVENTS", "Start", "event_message", "pack_frame", "unpack_frame"]
+__all__ = [
+    "CLIENT_EVENTS",
+    "Adjust",
+    "Interrupt",
+    "Listen",
+    "Manner",
+    "Offer",
+    "Options",
+    "Save",
+    "SessionEnd",
+    "SpeechEnd",
+    "Start",
+    "Style",
+    "event_message",
+    "pack_frame",
+    "unpack_frame",
+]
 
 VERSION = 1
 HEADER = struct.Struct("<BBHI")
@@ -40,16 +59,45 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Start(Message):
+class Style(Message):
+    """How the portrait moves; may change while it lives."""
+
+    expressiveness: float | None = Field(None, ge=0, le=10)
+
+
+class Manner(Style):
+    """What :meth:`semo_sdk.serving.engine.Engine.open` takes."""
+
+    latency: Literal["quality", "balanced", "low"] | None = None
+    fps: float = Field(25, description="frames a second, 25 or 12.5; sound and motion are the same")
+    seed: int = Field(0, ge=0, le=2**64 - 1)
+
+
+class Options(Manner):
+    """Of a live session."""
+
+    portrait_id: str = Field("default", max_length=64)
+    sample_rate: int = Field(SAMPLE_RATE, ge=8_000, le=48_000, description="of the PCM16 that follows, in Hz")
+    state_id: str | None = Field(None, max_length=64, description="a saved session to go on from")
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.state_id is not None and self.model_fields_set & {"latency", "seed", "expressiveness"}:
+            raise ValueError("a saved session has its latency, seed and expressiveness")
+        return self
+
+
+class Start(Options):
     """The first message of a live session."""
 
     type: Literal["session.start"]
-    portrait_id: str = Field("default", max_length=64)
-    sample_rate: int = Field(SAMPLE_RATE, ge=8_000, le=48_000, description="of the PCM16 that follows, in Hz")
-    latency: Literal["quality", "balanced", "low"] | None = None
-    seed: int = Field(0, ge=0, le=2**64 - 1)
-    expressiveness: float | None = Field(None, ge=0, le=10)
     jpeg_quality: int = Field(85, ge=30, le=95)
+
+
+class Offer(Options):
+    """What begins a live session over WebRTC."""
+
+    sdp: str = Field(max_length=65_536, description="of a complete offer: one audio, one video, one data channel")
 
 
 class SpeechEnd(Message):
@@ -71,13 +119,27 @@ class Listen(Message):
     on: bool = True
 
 
+class Adjust(Style):
+    """Other settings from the next pass on; those not named stay."""
+
+    type: Literal["settings"]
+
+
+class Save(Message):
+    """Keep the session as it is for another one; it goes on."""
+
+    type: Literal["session.save"]
+
+
 class SessionEnd(Message):
     """Goodbye."""
 
     type: Literal["session.end"]
 
 
-ClientEvent = Annotated[Start | SpeechEnd | Interrupt | Listen | SessionEnd, Field(discriminator="type")]
+ClientEvent = Annotated[
+    Start | SpeechEnd | Interrupt | Listen | Adjust | Save | SessionEnd, Field(discriminator="type")
+]
 CLIENT_EVENTS: TypeAdapter[ClientEvent] = TypeAdapter(ClientEvent)
 
 
@@ -98,7 +160,7 @@ def pack_frame(frame: Frame, jpeg: bytes) -> bytes:
 
 
 def unpack_frame(message: bytes) -> tuple[int, bool, np.ndarray, bytes]:
-    """Number of the frame, whether it speaks, its (640,) int16 sound at 16 kHz, and its JPEG.
+    """Number of the frame, whether it speaks, its (n,) int16 sound at 16 kHz, and its JPEG.
 
     Raises:
         ValueError: not a frame of this version.

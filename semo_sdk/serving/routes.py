@@ -1,4 +1,4 @@
-"""Routes of portraits and videos."""
+"""Routes of portraits, videos and WebRTC."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from fastapi import APIRouter, File, Form, Response, UploadFile
 from fastapi.responses import FileResponse, StreamingResponse
 
 from semo_sdk.serving.auth import Owner
-from semo_sdk.serving.portraits import StoredPortrait
+from semo_sdk.serving.portraits import DEFAULT, StoredPortrait
 from semo_sdk.serving.problems import ApiError
-from semo_sdk.serving.schemas import Deleted, PortraitList, PortraitObject, VideoList, VideoObject
+from semo_sdk.serving.protocol import Offer, Style
+from semo_sdk.serving.schemas import (
+    Control,
+    Deleted,
+    PortraitList,
+    PortraitObject,
+    VideoList,
+    VideoObject,
+    WebRTCAnswer,
+    WebRTCConfig,
+)
 from semo_sdk.serving.service import Service
 from semo_sdk.serving.uploads import read_audio, read_portrait
+from semo_sdk.serving.webrtc import Peers
 
-__all__ = ["portraits_router", "videos_router"]
+__all__ = ["portraits_router", "videos_router", "webrtc_router"]
 
 PROGRESS_SECONDS = 0.25  # between two looks at a job
 FaceIndex = Annotated[int | None, Form(ge=0, le=100, description="which face: 0 is the largest")]
@@ -151,5 +162,43 @@ def videos_router(service: Service) -> APIRouter:
         """Cancel a job, or forget it and its file."""
         videos.remove(video_id, who)
         return Deleted(id=video_id, object="video")
+
+    return router
+
+
+def webrtc_router(service: Service, peers: Peers) -> APIRouter:
+    """``/v1/webrtc``."""
+    router = APIRouter(prefix="/v1/webrtc", tags=["live"])
+
+    @router.get("")
+    def webrtc_config(who: Owner) -> WebRTCConfig:
+        """What to know before an offer: STUN and TURN servers, latencies, settings that may change."""
+        engine, settings = service.engine, service.settings
+        own = {"expressiveness": engine.graphs.config.generator.guidance}  # where None means the model's own
+        controls = []
+        for name, schema in Style.model_json_schema()["properties"].items():
+            number = next(kind for kind in schema.get("anyOf", [schema]) if kind["type"] == "number")
+            value = own[name] if schema["default"] is None else schema["default"]
+            controls.append(Control(name=name, minimum=number["minimum"], maximum=number["maximum"], value=value))
+        return WebRTCConfig(
+            ice_servers=list(settings.ice_servers),
+            latencies=list(engine.latencies),
+            controls=controls,
+            default_portrait=any(stored.id == DEFAULT for stored in service.portraits.of(who)),
+        )
+
+    @router.post("/offer", status_code=201)
+    async def webrtc_offer(offer: Offer, response: Response, who: Owner) -> WebRTCAnswer:
+        """Begin a live session over WebRTC: a complete SDP offer (no trickle) with at most one audio (the microphone),
+        one video and a data channel ``semo``, which carries the messages of `WS /v1/live`."""
+        name, sdp = await peers.answer(offer, who)
+        response.headers["Location"] = f"/v1/webrtc/{name}"
+        return WebRTCAnswer(id=name, sdp=sdp)
+
+    @router.delete("/{session_id}")
+    async def webrtc_hang_up(session_id: str, who: Owner) -> Deleted:
+        """End a session. Closing the connection does the same."""
+        peers.hang_up(session_id, who)
+        return Deleted(id=session_id, object="webrtc.session")
 
     return router

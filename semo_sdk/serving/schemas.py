@@ -8,9 +8,21 @@ from pydantic import BaseModel
 
 from semo_sdk.constants import FPS
 from semo_sdk.serving.portraits import StoredPortrait
+from semo_sdk.serving.settings import IceServer
 from semo_sdk.serving.videos import Video
 
-__all__ = ["Deleted", "ErrorBody", "Health", "PortraitObject", "PortraitList", "VideoList", "VideoObject"]
+__all__ = [
+    "Control",
+    "Deleted",
+    "ErrorBody",
+    "Health",
+    "PortraitList",
+    "PortraitObject",
+    "VideoList",
+    "VideoObject",
+    "WebRTCAnswer",
+    "WebRTCConfig",
+]
 
 
 class ErrorObject(BaseModel):
@@ -101,3 +113,31 @@ class Deleted(BaseModel):
     id: str
     object: str
     deleted: bool = True
+
+
+class Control(BaseModel):
+    """A setting that may change while a session lives."""
+
+    name: str
+    minimum: float
+    maximum: float
+    value: float
+
+
+class WebRTCConfig(BaseModel):
+    """What a client needs to know before its offer."""
+
+    object: Literal["webrtc.config"] = "webrtc.config"
+    ice_servers: list[IceServer]
+    latencies: list[str]
+    controls: list[Control]
+    default_portrait: bool
+
+
+class WebRTCAnswer(BaseModel):
+    """The server's half of a connection."""
+
+    id: str
+    object: Literal["webrtc.session"] = "webrtc.session"
+    type: Literal["answer"] = "answer"
+    sdp: str

@@ -20,6 +20,7 @@ from semo_sdk.serving.metrics import Metrics
 from semo_sdk.serving.portraits import DEFAULT, Portraits
 from semo_sdk.serving.problems import ApiError, QuotaError
 from semo_sdk.serving.settings import Settings
+from semo_sdk.serving.states import States
 from semo_sdk.serving.uploads import Rates
 from semo_sdk.serving.videos import Videos
 
@@ -64,6 +65,7 @@ class Service:
         self.keys = Keys(settings.keys)
         self.rates = Rates(settings.requests_per_minute)
         self.portraits = Portraits(settings.portraits, settings.portraits_per_key)
+        self.states = States(settings.states, settings.states_per_key)
         self.videos = Videos(engine, settings, metrics.video)
         self.encoders = ThreadPoolExecutor(THREADS, thread_name_prefix="semo-encode")
         self.stop_at: float | None = None  # time.monotonic(); set while the server drains

@@ -4,11 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-__all__ = ["Settings"]
+from semo_sdk.errors import ConfigError
+
+__all__ = ["IceServer", "Settings", "read_ice_servers"]
 
 MEGABYTE = 1_000_000
+
+
+class IceServer(BaseModel):
+    """A STUN or TURN server, as browsers name it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    urls: str = Field(pattern=r"^(stun|turn|turns):[^\s@]+$", max_length=256)
+    username: str | None = Field(None, max_length=256)
+    credential: str | None = Field(None, max_length=256)
+
+
+def read_ice_servers(path: Path) -> tuple[IceServer, ...]:
+    """STUN and TURN servers from a JSON file: a list of objects as browsers take them.
+
+    Raises:
+        ConfigError: not such a file.
+    """
+    try:
+        return TypeAdapter(tuple[IceServer, ...]).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError(f'{path} is no list of STUN and TURN servers like [{{"urls": "stun:host:3478"}}]') from error
 
 
 class Settings(BaseModel):
@@ -22,6 +46,8 @@ class Settings(BaseModel):
     )
     origins: tuple[str, ...] = Field((), description="web origins that may call the API from a browser (CORS)")
 
+    ice_servers: tuple[IceServer, ...] = Field((), description="STUN and TURN servers, for this server and its clients")
+
     sessions_per_key: int = Field(4, ge=1, description="live sessions at once")
     session_seconds: float = Field(3600, gt=0, description="longest live session")
     quiet_seconds: float = Field(300, gt=0, description="a live session without a message for so long is closed")
@@ -33,6 +59,10 @@ class Settings(BaseModel):
     image_pixels: int = Field(24_000_000, ge=1024)
     portraits: int = Field(64, ge=1, description="kept in memory altogether")
     portraits_per_key: int = Field(16, ge=1, description="the one used least recently makes room")
+
+    states: int = Field(64, ge=1, description="saved live sessions kept in memory altogether")
+    states_per_key: int = Field(8, ge=1, description="the oldest makes room")
+    state_bytes: int = Field(5 * MEGABYTE, ge=1024, description="of one that is uploaded: 60 s of speech are 3.9 MB")
 
     audio_bytes: int = Field(32 * MEGABYTE, ge=1024)
     audio_seconds: float = Field(180, gt=0, description="of one video")

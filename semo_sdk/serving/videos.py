@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 import shutil
 import threading
@@ -18,7 +19,7 @@ import numpy as np
 
 from semo_sdk.clip import fit_audio
 from semo_sdk.constants import IMAGE_SIZE
-from semo_sdk.errors import CapacityError, SemoError
+from semo_sdk.errors import CapacityError, EncodeError, SemoError
 from semo_sdk.files import write_text
 from semo_sdk.media.video import VideoWriter
 from semo_sdk.pipeline.stream import frames_in
@@ -49,6 +50,7 @@ class Video:
     frames_done: int = 0
     completed_at: int | None = None
     error: dict[str, Any] | None = None
+    forget_at: float = math.inf  # time.monotonic(): setting the wall clock must not cost a video
     changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
     recording: Recording | None = None
 
@@ -203,12 +205,14 @@ class Videos:
             with video.changed:
                 if video.finished:  # cancelled: that is why
                     return
-                log.warning("video job failed: %s", type(error).__name__, exc_info=not isinstance(error, SemoError))
+                reason = error if isinstance(error, EncodeError) else type(error).__name__
+                log.warning("video job failed: %s", reason, exc_info=not isinstance(error, SemoError))
                 video.error = problem(error)[1]["error"]
                 self._finish(video, "failed")
 
     def _finish(self, video: Video, status: str) -> None:
         video.status, video.completed_at = status, int(time.time())
+        video.forget_at = time.monotonic() + 3600 * self._settings.video_hours
         video.changed.notify_all()
         self._ended(status)
 
@@ -234,16 +238,18 @@ class Videos:
                 log.warning("a damaged note about a video was ignored")
                 continue
             if self._path(video).is_file():
+                age = max(time.time() - (video.completed_at or 0), 0.0)
+                video.forget_at = time.monotonic() + 3600 * self._settings.video_hours - age
                 self._videos[video.id] = video
 
     def _prune(self) -> None:
         """Forgets what is too old or too much."""
         with self._lock:
-            ended = sorted((v for v in self._videos.values() if v.finished), key=lambda v: v.completed_at or 0)
-        oldest = time.time() - 3600 * self._settings.video_hours
+            ended = sorted((v for v in self._videos.values() if v.finished), key=lambda v: v.forget_at)
+        now = time.monotonic()
         too_many = len(ended) - self._settings.videos_kept
         for number, video in enumerate(ended):
-            if number < too_many or (video.completed_at or 0) < oldest:
+            if number < too_many or video.forget_at < now:
                 self._forget(video)
 
     def _forget(self, video: Video) -> None:

@@ -19,25 +19,23 @@ from semo_sdk.config import SemoConfig, Strict, preset
 from semo_sdk.errors import ConfigError
 from semo_sdk.models import flow
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
-from semo_sdk.models.face_mesh import FaceReader, load_face_mesh
+from semo_sdk.models.face_mesh import FaceReader
 from semo_sdk.models.layers import patchify
 from semo_sdk.models.motion_decoder import make_prior
 from semo_sdk.models.semo import SemoModel
-from semo_sdk.models.warp import MOUTH_SIZE, SHY, Moved, sample
+from semo_sdk.models.warp import SHY, Moved, sample
 from semo_sdk.models.whisper import load_whisper
 from semo_sdk.training.data import Batch, PuppetData, Stills, on, read_ahead
 from semo_sdk.training.loop import LoopConfig, Trainer, best_device
-from semo_sdk.training.reader import blink_motion, find_landmarks, fit_reader, read_references
+from semo_sdk.training.losses import cells_in_image, field_loss, mouth_places, region_weight, texture_loss, token_loss
+from semo_sdk.training.reader import blink_motion, find_landmarks, fit_reader, load_face_mesh, read_references
 from semo_sdk.training.sheets import write_sheet
-from semo_sdk.training.teacher import UNITS, read, set_levers, taught_targets, teach
+from semo_sdk.training.teacher import set_levers, taught_targets
 
 REGION_WEIGHT = (0.5, 1.0, 4.0, 8.0)  # background, face, mouth and eyes, inside of the mouth
 FIELD_WEIGHT = (0.3, 1.0, 12.0, 0.5)  # between the lips the warp is painted over
 COARSE_WEIGHT = (0.3, 1.0, 1.0, 1.0)
 PAINT_WEIGHT = (0.02, 0.2, 2.0, 4.0)
-# Of pose and expression in the token's loss; their sum is 1. The last ones are mostly noise.
-ENTRY_WEIGHT = tuple(w / 45.6 for w in (*(2.0,) * 6, *(4.0,) * 6, *(1.0,) * 6, *(0.3,) * 12))
-TEXTURE_BANDS = ((2.0, 4.0), (4.0, 10.0))  # radius in cycles per 16 px
 SURFACE_SIZE = 4  # place on the mean face (3), and whether the cell is inside an open mouth
 
 
@@ -211,69 +209,6 @@ class Stage1(nn.Module):
         grey, lift = j * (2 * torch.rand(2, sequences, 1, 1, 1, 1, device=device) - 1)
         tint = 1 + grey + 0.5 * j * (2 * torch.rand(sequences, 1, 3, 1, 1, device=device) - 1)
         return (x.expand(-1, frames, -1, -1, -1).flatten(0, 1) for x in (tint, lift))  # type: ignore[return-value]
-
-
-def texture_loss(made: Tensor, truth: Tensor) -> Tensor:
-    """Difference of the deviation of fine detail in each 8 x 8 patch, DCT coefficients (..., 192, h, w) of pixels.
-
-    A picture whose details are a little off place has a large error in every pixel but none here; a blurred one has.
-    """
-    frequency = torch.arange(8, device=made.device)
-    radius = (frequency[:, None] ** 2 + frequency[None] ** 2).float().sqrt().flatten()
-    losses = []
-    for low, high in TEXTURE_BANDS:
-        band = torch.nonzero((radius >= low) & (radius < high)).flatten()
-
-        def deviation(x: Tensor, band: Tensor = band) -> Tensor:
-            # 8 x 8 orthonormal coefficients of a patch: their squares add up to 64 times the pixels' variance
-            grey = x.float().unflatten(-3, (3, 64)).mean(-4)[..., band, :, :]
-            return (grey.square().sum(-3) / 64 + 1e-5).sqrt()
-
-        losses.append((deviation(made) - deviation(truth)).abs().mean())
-    return torch.stack(losses).sum()
-
-
-def token_loss(tokens: Tensor, motion: Tensor) -> Tensor:
-    """Error of the encoder's tokens (B, D) against pose and expression (B, 30), NaN where unknown."""
-    difference = read(tokens - teach(motion, tokens.shape[-1])) * torch.tensor(UNITS, device=tokens.device)
-    error = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=0.5, reduction="none")
-    free = tokens - teach(read(tokens), tokens.shape[-1])  # what the teacher does not use is kept small
-    return (error @ torch.tensor(ENTRY_WEIGHT, device=tokens.device)).mean() + 0.1 * free.square().mean()
-
-
-def region_weight(weight: Tensor, table: tuple[float, ...]) -> Tensor:
-    """Region numbers (..., S, S) uint8 -> their weights, float32."""
-    return torch.tensor(table, device=weight.device)[weight.long()]
-
-
-def mouth_places(mouth: Tensor, size: int) -> Tensor:
-    """Places in a mouth's picture of each of ``size * size`` cells of the image: (B, 2, size, size), see ``Batch``."""
-    return affine(mouth, _centres(size, size, mouth.device))
-
-
-def cells_in_image(mouth: Tensor) -> Tensor:
-    """Places in the image of each cell of a mouth's picture: (B, 2, 40, 56), the inverse of :func:`mouth_places`."""
-    linear = torch.linalg.inv(mouth[..., :2])
-    back = torch.cat([linear, -linear @ mouth[..., 2:]], -1)
-    return affine(back, _centres(*MOUTH_SIZE, mouth.device))
-
-
-def affine(matrix: Tensor, places: Tensor) -> Tensor:
-    """(B, 2, 3) maps of places (2, h, w): (B, 2, h, w)."""
-    return (matrix[..., :2] @ places.flatten(1) + matrix[..., 2:]).unflatten(-1, places.shape[1:])
-
-
-def _centres(height: int, width: int, device: torch.device) -> Tensor:
-    """(2, height, width) x and y of cells' centres, the outer edges at -1 and 1."""
-    y, x = ((torch.arange(n, device=device) + 0.5) * (2 / n) - 1 for n in (height, width))
-    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)])
-
-
-def field_loss(predicted: Tensor, target: Tensor, weight: Tensor, table: tuple[float, ...]) -> Tensor:
-    """Mean absolute error of a warp in cells of 1/16 image side, weighted by region; (B, 2, S, S) and (B, S, S)."""
-    cells = region_weight(weight, table).unsqueeze(1)
-    error = F.smooth_l1_loss(predicted * 8, target * 8, beta=0.02, reduction="none")
-    return (error * cells).sum() / (2 * cells.sum())
 
 
 @dataclass

@@ -1,17 +1,21 @@
-"""Fits the face reader: landmarks of rendered frames -> the pose and expression that the puppet knows."""
+"""Makes the face reader: the published landmark network, and a fit of what reads its landmarks.
+
+The fit: landmarks of rendered frames -> the pose and expression that the puppet knows."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from semo_sdk.constants import ANGLE_UNIT, IMAGE_SIZE, OFFSET_UNIT, POSE_SIZE, SCALE_UNIT, SIZE_UNIT
 from semo_sdk.files import replacing
-from semo_sdk.models.face_mesh import FaceReader, Similarity
+from semo_sdk.media.face import MODELS
+from semo_sdk.models.face_mesh import POINTS, FaceMesh, FaceReader, Similarity
 from semo_sdk.training.data import PuppetData, reference_frames
 from semo_sdk.training.puppet_driver import Driver
 from semo_sdk.training.puppet_geometry import STABLE
@@ -19,6 +23,47 @@ from semo_sdk.training.teacher import directions
 
 CHANGE_WEIGHT = 3.0  # of how a face changes over time, against what it is: tokens are compared with each other
 RIDGE = 1e-6  # of the landmarks' variance in face heights: they tremble by about a thousandth
+
+
+def load_face_mesh(mesh: FaceMesh, path: str | Path | None = None) -> None:
+    """Fills the network with the published weights.
+
+    Args:
+        mesh: to fill. path: ``face_landmarks_detector.tflite``; by default the package's own copy.
+    """
+    import openvino
+
+    model = openvino.Core().read_model(path or MODELS / "face_landmarks_detector.tflite")
+    weights: list[tuple[Any, Any]] = []
+    slopes = []
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind in ("Convolution", "GroupConvolution"):
+            bias = next(iter(node.output(0).get_target_inputs())).get_node()
+            weights.append((_constant(node), _constant(bias)))
+        elif kind == "PRelu":
+            slopes.append(_constant(node))
+    # the last three layers read the same features: presence of a face and of a tongue, and the landmarks
+    weights = [*weights[:-3], *(pair for pair in weights[-3:] if pair[1].size == 3 * POINTS)]
+    layers = [m for m in mesh.modules() if isinstance(m, nn.Conv2d)]
+    acts = [m for m in mesh.modules() if isinstance(m, nn.PReLU)]
+    with torch.no_grad():
+        for layer, (weight, bias) in zip(layers, weights, strict=True):
+            source = torch.tensor(weight).float()
+            if layer.groups > 1:  # (1, 3, 3, channels)
+                source = source.permute(3, 0, 1, 2)
+            layer.weight.copy_(source)
+            cast(Tensor, layer.bias).copy_(torch.tensor(bias).flatten())
+        for act, slope in zip(acts, slopes, strict=True):
+            act.weight.copy_(torch.tensor(slope).flatten())
+
+
+def _constant(node: Any) -> Any:
+    """The constant that a node's second input comes from."""
+    source = node.input_value(1).get_node()
+    while source.get_type_name() != "Constant":
+        source = source.input_value(0).get_node()
+    return source.get_data()
 
 
 Landmarks = dict[str, np.ndarray]  # by group, (K, 11, 478, 3) of the frames that serve as references

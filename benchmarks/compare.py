@@ -1,0 +1,134 @@
+"""Two results of the same benchmark side by side: ``semo bench --compare BEFORE.json AFTER.json``.
+
+Every number that both have and of which it is known which way is better is a row: before, after, how many times better.
+What got worse by more than the tolerance is marked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from semo_sdk.benchmarks.report import table
+from semo_sdk.errors import InputError
+
+TOLERANCE = 0.05  # of noise between two runs on the same machine
+# The last of these words in a number's path says which way is better.
+LOWER = ("_ms", "_s", "_mib", "rtf", "seconds", "joule", "late", "share_of_one_session", "busy")
+HIGHER = ("fps", "megapixels_per_s", "tflops", "share_of_peak", "carried", "times_naive", "frames_per_s")
+# Of a spread only these are compared: a mean hides what the others show, and a count is no speed.
+SPREAD = ("p50", "p95", "p99")
+SKIPPED = ("fingerprint", "weights", "video_seconds", "hop_ms", "seconds", "joules")
+
+
+def numbers(result: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Every number of a result with its path; rows of a list are named by what they vary."""
+    if isinstance(result, bool):
+        return
+    if isinstance(result, int | float):
+        yield path, float(result)
+    elif isinstance(result, Mapping):
+        for key, value in result.items():
+            if key not in SKIPPED or (key == "seconds" and isinstance(value, Mapping)):
+                yield from numbers(value, (*path, str(key)))
+    elif isinstance(result, list):
+        for index, value in enumerate(result):
+            name = next((f"{k}={value[k]}" for k in ("batch", "sessions") if k in value), str(index))
+            yield from numbers(value, (*path, name))
+
+
+def direction(path: tuple[str, ...]) -> int:
+    """1 where more is better, -1 where less is, 0 where neither is known or the number is not compared."""
+    words = list(path)
+    if words[-1] in ("mean", "count"):
+        return 0
+    if words[-1] in SPREAD:
+        words.pop()
+    for word in reversed(words):
+        if word.endswith(HIGHER):
+            return 1
+        if word.endswith(LOWER):
+            return -1
+    return 0
+
+
+def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows with ``what``, ``before``, ``after``, ``better`` (times; below 1 is worse) and ``regression``.
+
+    Raises:
+        InputError: results of different benchmarks.
+    """
+    kinds = before.get("benchmark"), after.get("benchmark")
+    if kinds[0] != kinds[1] or kinds[0] is None:
+        raise InputError(f"these are results of {kinds[0]} and {kinds[1]}; compare two of the same benchmark")
+    new = dict(numbers(after))
+    rows = []
+    for path, old in numbers(before):
+        sign = direction(path)
+        if path not in new or not sign or old <= 0 or new[path] <= 0:
+            continue
+        ratio = (new[path] / old) ** sign
+        rows.append(
+            {
+                "what": ".".join(path),
+                "before": old,
+                "after": new[path],
+                "better": round(ratio, 3),
+                "regression": ratio < 1 - TOLERANCE,
+            }
+        )
+    return rows
+
+
+def markdown(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The comparison as a Markdown table, with what was compared above it and the verdict below."""
+    rows = compare(before, after)
+    worse = [row for row in rows if row["regression"]]
+    lines = [
+        [
+            row["what"],
+            f"{row['before']:g}",
+            f"{row['after']:g}",
+            f"{row['better']:.2f}x",
+            "WORSE" if row["regression"] else "",
+        ]
+        for row in rows
+    ]
+    heads = []
+    for name, result in (("before", before), ("after", after)):
+        print_of = result.get("fingerprint", {})
+        gpus = [gpu["name"] for gpu in print_of.get("gpu", [])]
+        machine = ", ".join(gpus) or print_of.get("cpu", {}).get("model", "unknown machine")
+        heads.append(
+            f"{name}: {result.get('bundle')} ({_label(result)}), {result.get('backend')} "
+            f"{result.get('precision')}, {machine}, semo-sdk {print_of.get('semo_sdk')}"
+        )
+    if rows:
+        mean = math.exp(sum(math.log(row["better"]) for row in rows if row["better"] > 0) / len(rows))
+        verdict = f"{len(worse)} of {len(rows)} numbers got worse by more than {100 * TOLERANCE:.0f} %; "
+        verdict += f"geometric mean {mean:.2f}x"
+    else:
+        verdict = "the two have no number in common"
+    return "\n".join([*heads, "", table(["what", "before", "after", "better", ""], lines), "", verdict])
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    return "random weights" if "random" in str(result.get("weights")).lower() else "trained weights"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A result.
+
+    Raises:
+        InputError: it cannot be read, or is not one.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(result, dict) or "benchmark" not in result:
+        raise InputError(f"{path} is not a result of semo bench")
+    return result

@@ -1,0 +1,272 @@
+"""Pipecat, the real package: real pipelines, and a real output transport that plays in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pipecat")
+
+from pipecat.frames.frames import (
+    BotStartedSpeakingFrame,
+    BotStoppedSpeakingFrame,
+    EndFrame,
+    ErrorFrame,
+    Frame,
+    InterruptionFrame,
+    MetricsFrame,
+    OutputAudioRawFrame,
+    OutputImageRawFrame,
+    StartFrame,
+    TextFrame,
+    TTSAudioRawFrame,
+    TTSStartedFrame,
+    TTSStoppedFrame,
+)
+from pipecat.metrics.metrics import TTFBMetricsData
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+from pipecat.tests.utils import SleepFrame, run_test
+from pipecat.transports.base_output import BaseOutputTransport
+from pipecat.transports.base_transport import TransportParams
+from pipecat.workers.runner import WorkerRunner
+
+from semo_sdk.animator import Animator
+from semo_sdk.media.image import Portrait
+from semo_sdk.serving.pipecat import SemoVideoService
+from semo_sdk.testing import CHECKS, check_video_service
+from tests.agents_tools import RATE, quick, run, voice
+
+
+class Screen(BaseOutputTransport):
+    """A transport whose loudspeaker takes as long as the sound lasts."""
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(
+            TransportParams(
+                audio_out_enabled=True,
+                audio_out_sample_rate=RATE,
+                video_out_enabled=True,
+                video_out_width=256,
+                video_out_height=256,
+                video_out_framerate=25,
+                audio_out_end_silence_secs=0,
+                **params,
+            )
+        )
+        self.pictures: list[tuple[float, bytes]] = []
+        self.sound: list[tuple[float, np.ndarray]] = []
+
+    async def start(self, frame: StartFrame) -> None:
+        await super().start(frame)
+        await self.set_transport_ready(frame)
+
+    async def write_audio_frame(self, frame: OutputAudioRawFrame) -> bool:
+        self.sound.append((time.monotonic(), np.frombuffer(frame.audio, np.int16)))
+        await asyncio.sleep(len(frame.audio) / 2 / RATE * 0.9)
+        return True
+
+    async def write_video_frame(self, frame: OutputImageRawFrame) -> bool:
+        self.pictures.append((time.monotonic(), frame.image))
+        return True
+
+    @property
+    def heard(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.int16), *(pcm for _, pcm in self.sound)])
+
+
+@pytest.fixture
+def animator(portrait: Portrait) -> Animator:
+    return quick(portrait)[0]
+
+
+def said(pcm: np.ndarray, context: str = "a", **settings: Any) -> list[Frame]:
+    """A reply as a text-to-speech service sends it."""
+    pieces = [
+        TTSAudioRawFrame(piece.tobytes(), RATE, 1, context_id=context)
+        for piece in np.split(pcm, range(480, len(pcm), 480))
+    ]
+    for piece in pieces:
+        for name, value in settings.items():
+            setattr(piece, name, value)
+    return [TTSStartedFrame(context_id=context), *pieces, TTSStoppedFrame(context_id=context)]
+
+
+def through(service: SemoVideoService, frames: Sequence[Frame], **settings: Any) -> tuple[list[Frame], list[Frame]]:
+    """What comes out of a pipeline, downstream and upstream."""
+    down, up = run(run_test(service, frames_to_send=frames, start_timeout=10, **settings))
+    return list(down), list(up)
+
+
+def sound(frames: Iterable[Frame]) -> np.ndarray:
+    pieces = [np.frombuffer(frame.audio, np.int16) for frame in frames if isinstance(frame, TTSAudioRawFrame)]
+    return np.concatenate([np.zeros(0, np.int16), *pieces])
+
+
+def places(frames: Sequence[Frame], kind: type[Frame]) -> list[int]:
+    return [number for number, frame in enumerate(frames) if isinstance(frame, kind)]
+
+
+def contexts_of(frames: Sequence[Any], kind: type[Frame]) -> list[str]:
+    return [frames[number].context_id for number in places(frames, kind)]
+
+
+def conforms(animator: Animator, checks: Iterable[str]) -> None:
+    made = check_video_service(lambda: SemoVideoService(portrait=animator), size=(256, 256), checks=checks)
+    run(made).raise_for_failures()
+
+
+def test_it_conforms(animator: Animator) -> None:
+    conforms(animator, CHECKS.keys() - {"long_run"})
+
+
+@pytest.mark.slow
+def test_it_conforms_for_long(animator: Animator) -> None:
+    conforms(animator, ["long_run"])
+
+
+def test_each_picture_goes_out_with_exactly_its_samples(animator: Animator) -> None:
+    pcm = voice(0.99)
+    down, _ = through(SemoVideoService(portrait=animator), said(pcm))
+    np.testing.assert_array_equal(sound(down), pcm)
+    for number in places(down, TTSAudioRawFrame):
+        frame, picture = down[number], down[number - 1]
+        assert isinstance(frame, TTSAudioRawFrame) and frame.context_id == "a" and frame.sample_rate == RATE
+        assert isinstance(picture, OutputImageRawFrame) and picture.size == (256, 256) and picture.format == "RGB"
+        assert len(picture.image) == 256 * 256 * 3 and not picture.sync_with_audio
+    assert places(down, TTSStoppedFrame)[0] > places(down, TTSAudioRawFrame)[-1]
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_transport_plays_it_in_sync(animator: Animator, live: bool) -> None:
+    async def play() -> tuple[Screen, list[str]]:
+        screen, marks = Screen(video_out_is_live=live), list[str]()
+        service = SemoVideoService(portrait=animator, sync_with_audio=not live)
+        worker = PipelineWorker(Pipeline([service, screen]), cancel_on_idle_timeout=False, enable_rtvi=False)
+        worker.set_reached_upstream_filter((BotStartedSpeakingFrame, BotStoppedSpeakingFrame))
+
+        @worker.event_handler("on_frame_reached_upstream")
+        async def reached(_: Any, frame: Frame) -> None:
+            marks.append(type(frame).__name__)
+
+        runner = WorkerRunner(handle_sigint=False)
+        await runner.add_workers(worker)
+        running = asyncio.create_task(runner.run())
+        await asyncio.sleep(1)
+        for frame in said(voice(1.2)):
+            await worker.queue_frame(frame)
+        await worker.queue_frame(EndFrame())
+        await running
+        return screen, marks
+
+    screen, marks = run(play())
+    pcm = voice(1.2)
+    np.testing.assert_array_equal(screen.heard[: len(pcm)], pcm)
+    assert not screen.heard[len(pcm) :].any() and marks == ["BotStartedSpeakingFrame", "BotStoppedSpeakingFrame"]
+    begun, ended = screen.sound[0][0], screen.sound[-1][0]
+    assert ended - begun == pytest.approx(1.16, abs=0.15)  # not faster than it sounds
+    assert sum(at < begun for at, _ in screen.pictures) >= 15  # idle before
+    shown = len({image for at, image in screen.pictures if begun <= at <= ended})
+    assert shown >= (0.75 if live else 0.5) * 25 * (ended - begun)  # not live: it looks 25 times a second
+
+
+def test_the_order_of_frames_stays(animator: Animator) -> None:
+    timed, text, after = TextFrame("timed"), TextFrame("between"), TextFrame("after")
+    timed.pts = 5
+    first, second = said(voice(0.6), "a"), said(voice(0.4, 1), "b")
+    frames = [*first[:-1], text, timed, first[-1], *second, after]
+    down, _ = through(SemoVideoService(portrait=animator), frames)
+    sounds = places(down, TTSAudioRawFrame)
+    contexts = contexts_of(down, TTSAudioRawFrame)
+    last_of_a, first_of_b = sounds[contexts.index("b") - 1], sounds[contexts.index("b")]
+    order = [down.index(frame) for frame in (timed, text, first[-1], second[0], second[-1], after)]
+    assert order == sorted(order)
+    assert order[0] < sounds[-1] and last_of_a < order[1] and order[3] < first_of_b and sounds[-1] < order[4]
+
+
+def test_an_interruption_drops_what_was_not_shown(animator: Animator) -> None:
+    text = TextFrame("behind the speech")
+    frames = [*said(voice(5), "a"), text, SleepFrame(0.6), InterruptionFrame(), SleepFrame(0.4)]
+    pcm = voice(0.5, 1)
+    down, _ = through(SemoVideoService(portrait=animator), [*frames, *said(pcm, "b")])
+    (cut,) = places(down, InterruptionFrame)
+    assert 0.2 < len(sound(down[:cut])) / RATE < 0.7
+    np.testing.assert_array_equal(sound(down[cut:]), pcm)
+    assert contexts_of(down, TTSStoppedFrame) == ["b"]
+    assert text not in down and len(places(down[cut:], OutputImageRawFrame)) >= 15
+
+
+def test_what_must_not_be_interrupted_is_not(animator: Animator) -> None:
+    pcm = voice(0.8)
+    frames = [*said(pcm, interruptible=False), SleepFrame(0.3), InterruptionFrame(), SleepFrame(0.1)]
+    down, _ = through(SemoVideoService(portrait=animator), frames)
+    np.testing.assert_array_equal(sound(down), pcm)
+    assert not any(down[number].interruptible for number in places(down, TTSAudioRawFrame))
+    kept = TextFrame("kept")
+    kept.interruptible = False
+    down, _ = through(
+        SemoVideoService(portrait=animator), [*said(voice(2)), kept, SleepFrame(0.3), InterruptionFrame()]
+    )
+    assert kept in down
+
+
+def test_the_time_to_the_first_frame_is_measured(animator: Animator) -> None:
+    service = SemoVideoService(portrait=animator)
+    frames = [*said(voice(0.5)), SleepFrame(1.2), *said(voice(0.5), "b")]
+    down, up = through(service, frames, pipeline_params=PipelineParams(enable_metrics=True))
+    data = [part for frame in down + up if isinstance(frame, MetricsFrame) for part in frame.data]
+    times = [part.value for part in data if isinstance(part, TTFBMetricsData) and part.value > 0]
+    assert len(times) == 2 and all(0 < seconds < 0.6 for seconds in times)
+    assert {part.processor for part in data} == {service.name} and service.can_generate_metrics()
+
+
+def test_when_the_engine_fails_the_voice_goes_on(portrait: Portrait) -> None:
+    animator, taps = quick(portrait)
+    service, pcm = SemoVideoService(portrait=animator), voice(1.2)
+
+    async def play() -> tuple[Sequence[Frame], Sequence[Frame]]:
+        asyncio.get_running_loop().call_later(0.5, lambda: setattr(taps["render"], "broken", True))
+        return await run_test(service, frames_to_send=said(pcm), start_timeout=10)
+
+    down, up = run(play())
+    np.testing.assert_array_equal(sound(down), pcm)
+    errors = [frame.error for frame in up if isinstance(frame, ErrorFrame)]
+    assert len(errors) == 1 and "stands still" in errors[0]
+
+
+def test_without_a_face_there_is_an_error_and_the_voice() -> None:
+    service, pcm = SemoVideoService(portrait=np.zeros((300, 300, 3), np.uint8)), voice(0.3)
+    down, _ = through(service, [*said(pcm), SleepFrame(0.1)])
+    np.testing.assert_array_equal(sound(down), pcm)
+    assert not service.is_usable and not places(down, OutputImageRawFrame)
+
+
+def test_several_channels_and_rates_and_bad_audio(animator: Animator) -> None:
+    stereo = np.stack([voice(0.4), voice(0.4)], 1)
+    frames = [
+        TTSAudioRawFrame(stereo.tobytes(), RATE, 2, context_id="a"),
+        TTSAudioRawFrame(voice(0.4, rate=16_000).tobytes(), 16_000, 1, context_id="b"),
+        TTSAudioRawFrame(voice(0.2).tobytes(), 11_111, 1, context_id="c"),
+    ]
+    down, up = through(SemoVideoService(portrait=animator), frames)
+    pieces = [down[number] for number in places(down, TTSAudioRawFrame)]
+    mono = [p.audio for p in pieces if isinstance(p, TTSAudioRawFrame) and p.context_id == "a"]
+    np.testing.assert_array_equal(np.frombuffer(b"".join(mono), np.int16), stereo[:, 0])
+    assert {(p.context_id, p.sample_rate) for p in pieces if isinstance(p, TTSAudioRawFrame)} == {
+        ("a", RATE),
+        ("b", 16_000),
+    }
+    assert [frame.error for frame in up if isinstance(frame, ErrorFrame) and "11111" in frame.error]
+
+
+def test_without_the_package_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['pipecat'] = None\nimport semo_sdk.serving.pipecat"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "MissingDependencyError" in done.stderr and "semo-sdk[pipecat]" in done.stderr
