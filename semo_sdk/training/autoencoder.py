@@ -267,6 +267,11 @@ def train(
             fit_reader(model.reader, fresh, landmarks)
         fresh.seen = held.seen = read_references(model.reader, landmarks)
         model.reader.requires_grad_(False)
+    if config.taught and model.decoder.warp is not None:
+        # what the teacher wrote can be read exactly; steps of the optimiser are as large as these weights, and wash a
+        # reading out before a map has learned to use it
+        model.decoder.warp.levers.requires_grad_(False)
+        model.decoder.warp.pose_levers.requires_grad_(False)
     if config.only_flow:
         if init is None:
             raise ConfigError("only_flow trains the flow of an encoder and a warp that are there: give it init")

@@ -31,7 +31,7 @@ from semo_sdk.training.puppet_mouth import OPEN_MOUTH, fill_polygon, mouth_gap
 T = TypeVar("T")
 D = TypeVar("D", bound=Any)
 REFERENCES = 11
-BLINK_SHARE = 5.0  # a frame with closed eyes counts as so many more in a random choice
+BLINK_SHARE = 8.0  # a frame with closed eyes counts as so many more in a random choice
 SURFACE_SCALE = 2.0  # the mean face is about one unit high
 MOUTH_MARGIN, MOUTH_DROP = 1.24, 0.35  # a mouth's picture against the inner lips at rest: width, and how far down
 FILES = ("frames", "points", "triangles", "barycentric", "weight", "motion")
