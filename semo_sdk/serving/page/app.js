@@ -7,7 +7,7 @@ const CONTROLS = [
   { name: "head_motion", label: "Head motion" },
   { name: "blink", label: "Blinking" },
 ];
-const LATENCIES = { low: "Low: answers soonest", balanced: "Balanced", quality: "Quality: smoothest" };
+const LATENCIES = { low: "Low", balanced: "Balanced", quality: "High, best quality" };
 
 // The server's error codes in plain words; what is not here is told in the server's own.
 const WORDS = {
@@ -23,6 +23,12 @@ const WORDS = {
   quota: "You have used up your share for the moment.",
   portrait_not_found: "The server has forgotten this portrait. Choose it again.",
   invalid_api_key: "This key is not valid.",
+};
+const ENDINGS = {
+  "nothing was heard from the client": "Nothing was said for a while, so the portrait was let go. One click brings it back.",
+  "the longest time of a session is over": "This session has reached its longest time. One click begins another.",
+  "the server is shutting down": "The server is being stopped.",
+  "the connection was lost": "The connection was lost. One click brings the portrait back.",
 };
 const DEVICE = {
   insecure: "A browser opens the microphone only for https:// pages and on this machine itself.",
@@ -176,7 +182,7 @@ function ended(why) {
   show("off");
   enable();
   if (why?.error) complain(new Refusal(0, why.error));
-  else if (why) tell(`The session has ended: ${why.reason}.`);
+  else if (why) tell(ENDINGS[why.reason] ?? `The session has ended: ${why.reason}.`);
 }
 
 async function hangUp() {
