@@ -285,7 +285,7 @@ def test_pictures_of_the_page(browser: Browser, tmp_path: Path) -> None:
     looks: dict[str, dict[str, Any]] = {
         "page-speaking": {"viewport": wide, "color_scheme": "light"},
         "page-idle": {"viewport": wide, "color_scheme": "dark"},
-        "page-phone": {"viewport": phone, "color_scheme": "light"},
+        "page-phone": {"viewport": phone, "color_scheme": "light", "is_mobile": True, "has_touch": True},
     }
     with semo_serve("--data", str(tmp_path), "--latency", "low,quality") as url:
         for name, look in looks.items():
