@@ -86,7 +86,7 @@ def export_bundle(
         for precision in precisions:
             for spec in graph_specs(config).values():
                 progress(f"export: {spec.name} {precision}")
-                _write_graph(modules(precision)[spec.name], spec, config, precision, index)
+                write_graph(modules(precision)[spec.name], spec, config, precision, index)
         report = check_parity(config, folder, modules, precisions=precisions, progress=progress)
         if not report.passed:
             kept = out.absolute().with_name(f"{out.name}.parity-failed.json")
@@ -141,7 +141,12 @@ def _modules(model: SemoModel, precision: str) -> Mapping[str, Any]:
     return graph_modules(model if precision == "fp32" else deepcopy(model).to(_dtype(precision)))
 
 
-def _write_graph(module: Any, spec: GraphSpec, config: SemoConfig, precision: str, index: WeightIndex) -> None:
+def write_graph(module: Any, spec: GraphSpec, config: SemoConfig, precision: str, index: WeightIndex) -> None:
+    """Exports one graph beside the weights of ``index``; its numbers are not checked.
+
+    Raises:
+        ExportError: it cannot be exported, or is not valid.
+    """
     import onnx
 
     metadata = {

@@ -133,8 +133,10 @@ class Visit:
         self.page.evaluate(WATCH)
 
     def seen_and_heard(self) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Frames (n, 3): ms, mean, movement; the state at each; sound (m, 2): ms, level."""
-        log = self.page.evaluate("window.log")
+        """Since the last time. Frames (n, 3): ms, mean, movement; the state at each; sound (m, 2): ms, level."""
+        log = self.page.evaluate(
+            "({ frames: window.log.frames.splice(0), sound: window.log.sound.splice(0) })"  # and forgets them
+        )
         frames = np.array([frame[:3] for frame in log["frames"]])
         return frames, [frame[3] for frame in log["frames"]], np.array(log["sound"])
 
@@ -150,8 +152,10 @@ def visit(browser: Browser, url: str, **settings: Any) -> Iterator[Visit]:
     page.on("request", lambda request: here.requests.append(request.url))
     page.goto(url)
     page.locator("#latency-mode option, #key-form:not([hidden])").first.wait_for(state="attached")
-    yield here
-    page.close()
+    try:
+        yield here
+    finally:
+        page.close()
     assert not here.complaints
     assert here.requests and all(request.startswith((url, f"blob:{url}")) for request in here.requests)
 

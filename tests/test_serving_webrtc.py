@@ -19,9 +19,11 @@ pytest.importorskip("aiortc")
 from aiortc import RTCConfiguration, RTCPeerConnection  # noqa: E402
 
 from semo_sdk.constants import FPS, SAMPLES_PER_FRAME  # noqa: E402
+from semo_sdk.errors import ConfigError  # noqa: E402
 from semo_sdk.media.image import Portrait  # noqa: E402
 from semo_sdk.serving.keys import add_key  # noqa: E402
 from semo_sdk.serving.problems import ApiError  # noqa: E402
+from semo_sdk.serving.settings import read_ice_servers  # noqa: E402
 from semo_sdk.serving.speech import Frame  # noqa: E402
 from semo_sdk.serving.webrtc_media import Gate, Tripler, pictures_and_sound  # noqa: E402
 from semo_sdk.serving.webrtc_offer import checked_offer  # noqa: E402
@@ -241,6 +243,19 @@ def test_damaged_offers_harm_nobody(running: Running, monkeypatch: pytest.Monkey
     assert statuses <= {201, 400, 429} and {201, 400} <= statuses
     wait_for(lambda: running.service.engine.sessions == 0)
     wait_for(lambda: not [one for one in threading.enumerate() if one.name.endswith("-decoder")])
+
+
+def test_stun_and_turn_servers_come_from_a_file(tmp_path: Path, portrait: Portrait) -> None:
+    file = tmp_path / "ice.json"
+    file.write_text('[{"urls": "turns:turn.example.org:5349?transport=tcp", "username": "me", "credential": "secret"}]')
+    with serving(tmp_path, portrait, ice_servers=read_ice_servers(file)) as server:
+        config = httpx.get(server.url + "/v1/webrtc").json()
+    assert config["ice_servers"][0]["credential"] == "secret" and config["default_portrait"]
+    assert config["controls"][0] == {"name": "expressiveness", "minimum": 0, "maximum": 10, "value": 1.0}
+    for wrong in ("nonsense", '{"urls": "stun:a"}', '[{"urls": "http://a"}]', '[{"urls": "stun:a", "more": 1}]'):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match="STUN and TURN"):
+            read_ice_servers(file)
 
 
 def test_addresses_that_a_client_names_are_not_called() -> None:

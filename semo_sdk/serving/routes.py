@@ -178,7 +178,7 @@ def webrtc_router(service: Service, peers: Peers) -> APIRouter:
         controls = []
         for name, schema in Style.model_json_schema()["properties"].items():
             number = next(kind for kind in schema.get("anyOf", [schema]) if kind["type"] == "number")
-            value = own[name] if schema["default"] is None else schema["default"]
+            value = own.get(name, 1.0) if schema["default"] is None else schema["default"]
             controls.append(Control(name=name, minimum=number["minimum"], maximum=number["maximum"], value=value))
         return WebRTCConfig(
             ice_servers=list(settings.ice_servers),

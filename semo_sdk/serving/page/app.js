@@ -7,7 +7,7 @@ const CONTROLS = [
   { name: "head_motion", label: "Head motion" },
   { name: "blink", label: "Blinking" },
 ];
-const LATENCIES = { low: "Low: answers soonest", balanced: "Balanced", quality: "Quality: smoothest" };
+const LATENCIES = { low: "Low", balanced: "Balanced", quality: "High, best quality" };
 
 // The server's error codes in plain words; what is not here is told in the server's own.
 const WORDS = {
@@ -24,6 +24,12 @@ const WORDS = {
   portrait_not_found: "The server has forgotten this portrait. Choose it again.",
   invalid_api_key: "This key is not valid.",
 };
+const ENDINGS = {
+  "nothing was heard from the client": "Nothing was said for a while, so the portrait was let go. One click brings it back.",
+  "the longest time of a session is over": "This session has reached its longest time. One click begins another.",
+  "the server is shutting down": "The server is being stopped.",
+  "the connection was lost": "The connection was lost. One click brings the portrait back.",
+};
 const DEVICE = {
   insecure: "A browser opens the microphone only for https:// pages and on this machine itself.",
   NotAllowedError: "The microphone was not allowed. Allow it in the browser’s address bar.",
@@ -35,9 +41,10 @@ const $ = (id) => document.getElementById(id);
 const api = new Api();
 let config = null;
 let portrait = null; // { id, photo }
-let live = null;
+let current = null; // the session that is there or coming
+let live = null; // the same, once it is there
 let microphone = null;
-let reply = null; // Blob: what the portrait said last
+let reply = null; // { sound, portrait }: what was said last, and by whom
 let answerDelay = null;
 
 function plain(error) {
@@ -74,7 +81,7 @@ function enable() {
   const on = Boolean(live);
   for (const id of ["interrupt", "mute", "stop", "microphone", "audio-file", "example-speech"]) $(id).disabled = !on;
   $("start").hidden = on || $("screen").dataset.state === "connecting";
-  $("download").disabled = !reply || !portrait;
+  $("download").disabled = !reply;
 }
 
 function askForKey(words) {
@@ -135,17 +142,21 @@ async function connect() {
   enable();
   const servers = config.ice_servers.map(({ urls, username, credential }) =>
     username ? { urls, username, credential } : { urls });
-  const session = new Live(servers);
-  session.addEventListener("stream", ({ detail }) => { $("video").srcObject = detail; });
-  session.addEventListener("event", ({ detail }) => heard(detail));
-  session.addEventListener("closed", ({ detail }) => ended(detail));
+  const session = (current = new Live(servers));
+  const mine = (work) => ({ detail }) => { if (current === session) work(detail); };
+  session.addEventListener("stream", mine((stream) => { $("video").srcObject = stream; }));
+  session.addEventListener("event", mine(heard));
+  session.addEventListener("closed", mine(ended));
   try {
     await session.connect(api, { portrait_id: portrait.id, ...settings() });
-    live = session;
-  } finally {
-    if (!live) show("off");
-    enable();
+  } catch (error) {
+    if (current !== session) return; // somebody has chosen another portrait meanwhile
+    ended(null);
+    throw error;
   }
+  if (current !== session) return void session.close();
+  live = session;
+  enable();
 }
 
 function heard(event) {
@@ -159,6 +170,7 @@ function heard(event) {
 async function measure({ first_frame: firstFrame }) {
   if (!live) return;
   const { roundTrip, playout, fps } = await live.measure();
+  if (!live) return;
   const ms = (seconds) => (seconds === null ? "–" : `${Math.round(seconds * 1000)} ms`);
   answerDelay = firstFrame === null || playout === null ? answerDelay : firstFrame + (roundTrip ?? 0) / 2 + playout;
   $("latency").textContent = ms(answerDelay);
@@ -167,7 +179,7 @@ async function measure({ first_frame: firstFrame }) {
 }
 
 function ended(why) {
-  live = null;
+  live = current = null;
   answerDelay = null;
   closeMicrophone();
   $("screen").classList.remove("live");
@@ -176,12 +188,14 @@ function ended(why) {
   show("off");
   enable();
   if (why?.error) complain(new Refusal(0, why.error));
-  else if (why) tell(`The session has ended: ${why.reason}.`);
+  else if (why) tell(ENDINGS[why.reason] ?? `The session has ended: ${why.reason}.`);
 }
 
 async function hangUp() {
   await closeMicrophone();
-  live?.close();
+  const old = current;
+  ended(null);
+  old?.close();
 }
 
 // The portrait
@@ -195,13 +209,18 @@ async function usePhoto(file) {
   if (portrait?.photo) URL.revokeObjectURL(portrait.photo);
   portrait = { id: stored.id, photo: URL.createObjectURL(file) };
   $("photo").src = portrait.photo;
+  $("photo").hidden = false;
   await connect();
 }
 
 const useExample = guarded(async () => usePhoto(await (await fetch("/page/portrait.jpg")).blob()));
 
 $("example").onclick = useExample;
-$("default").onclick = guarded(async () => { portrait = { id: "default" }; await connect(); });
+$("default").onclick = guarded(async () => {
+  portrait = { id: "default" };
+  $("photo").hidden = true; // the server does not show it
+  await connect();
+});
 $("start").onclick = () => (portrait ? guarded(connect)() : useExample());
 $("stop").onclick = guarded(hangUp);
 
@@ -214,7 +233,7 @@ async function closeMicrophone() {
   $("microphone").setAttribute("aria-pressed", "false");
   $("microphone").textContent = "Use the microphone";
   await live?.listen(null);
-  reply = await closing.stop();
+  reply = { sound: await closing.stop(), portrait: closing.portrait };
   enable();
 }
 
@@ -222,7 +241,7 @@ $("microphone").onclick = guarded(async () => {
   if (microphone) return closeMicrophone();
   const opened = await Microphone.open();
   if (!live) return void opened.stop();
-  microphone = opened;
+  microphone = Object.assign(opened, { portrait: portrait.id });
   live.interrupt();
   $("microphone").setAttribute("aria-pressed", "true");
   $("microphone").textContent = "Stop the microphone";
@@ -233,7 +252,7 @@ async function useRecording(file) {
   if (!live) return tell("Choose a portrait first.");
   await closeMicrophone();
   const pcm = await decode(file);
-  reply = wav(pcm);
+  reply = { sound: wav(pcm), portrait: portrait.id };
   enable();
   await live?.speak(pcm);
 }
@@ -250,8 +269,8 @@ $("download").onclick = guarded(async () => {
   button.disabled = true;
   try {
     const form = new FormData();
-    form.append("audio", reply, "reply");
-    form.append("portrait_id", portrait.id);
+    form.append("audio", reply.sound, "reply");
+    form.append("portrait_id", reply.portrait);
     const { latency, ...manner } = settings();
     form.append("latency", config.latencies.includes("quality") ? "quality" : latency);
     for (const [name, value] of Object.entries(manner)) form.append(name, value);

@@ -1,0 +1,341 @@
+"""Everything that needs a GPU, in one script: engines built, numbers compared, all speed benchmarks, JSON back.
+
+For a box without a network, where this package is not installed. With a network, here, once::
+
+    python benchmarks/gpu_session.py pack .whl            # wheels for that box, in pieces that travel
+
+There, as often as the transfers need, with some of the pieces each time, and then::
+
+    python3 benchmarks/gpu_session.py stow .whl /tmp/pieces      # keeps pieces; whole wheels are installed
+    python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9
+
+``run`` does the steps of :func:`steps` in order of importance, each in a process of its own with a time limit, and
+stops when the minutes are over. Nothing that fails stops the rest: ``session.json`` says of each step what came of it. On a
+machine without a GPU the steps that need one are left out, so that everything else can be tried anywhere.
+
+The script itself needs nothing but Python's standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = Path(os.environ.get("SEMO_SITE", "/tmp/semo-site"))
+PIECE_BYTES = 24 << 20  # two fit into one transfer of 64 MiB, with the repository
+# What a box with torch, onnx, onnxscript, numpy, safetensors, typer and cuda-bindings lacks. torch stays its own.
+WHEELS = (
+    "pydantic",
+    "pydantic-core",
+    "annotated-types",
+    "imageio-ffmpeg",
+    "nvidia-ml-py",
+    "diffusers",
+    "tensorrt-rtx-cu13-libs",
+    "tensorrt-rtx-cu13-bindings",
+    "onnxruntime-gpu",
+)
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process.
+
+    Attributes:
+        name: of its log, and of its JSON if it writes one.
+        arguments: of ``python``; ``{json}`` is where its result goes, ``{out}`` the folder.
+        minutes: at most.
+        gpu: whether it is left out without one.
+        modules: packages without which it is left out.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    minutes: float = 3.0
+    gpu: bool = True
+    modules: tuple[str, ...] = ()
+
+
+def steps(base: str, seconds: float) -> list[Step]:
+    """What a session does, the most telling first.
+
+    Args:
+        base: folder of a semo-base bundle with random weights, which the session exports.
+        seconds: of each measurement.
+    """
+    bench = "semo_sdk.benchmarks."
+    rtx, ort = ("tensorrt_rtx_bindings",), ("onnxruntime",)
+    rows: list[Step] = []
+
+    def throughput(name: str, bundle: str, backend: str, precision: str, *more: str, **options: Any) -> None:
+        which = ("--bundle", bundle, "--backend", backend, "--precision", precision, "--seconds", str(seconds))
+        rows.append(Step(name, ("-m", f"{bench}throughput", *which, "--json", "{json}", *more), **options))
+
+    def sessions(name: str, bundle: str, backend: str, latency: str, **options: Any) -> None:
+        which = ("--bundle", bundle, "--backend", backend, "--latency", latency, "--seconds", str(2 * seconds))
+        rows.append(Step(name, ("-m", f"{bench}sessions", *which, "--json", "{json}"), **options))
+
+    def latency(name: str, bundle: str, backend: str, **options: Any) -> None:
+        which = ("--bundle", bundle, "--backend", backend, "--repeats", "20")
+        rows.append(Step(name, ("-m", f"{bench}latency", *which, "--json", "{json}"), **options))
+
+    semo = ("-c", "from semo_sdk.cli import main; main()")
+    rows.append(Step("doctor", (*semo, "doctor", "--json"), gpu=False))
+    rows.append(Step("parity", (__file__, "parity", "semo-tiny", "{json}"), gpu=False, modules=ort))
+    rows.append(Step("contract-tests", ("-m", "pytest", "-q", "tests/test_gpu.py"), 2, modules=("pytest",)))
+    throughput("tiny-torch-fp16", "semo-tiny", "torch", "fp16", "--naive")
+    latency("tiny-latency-torch", "semo-tiny", "torch")
+    sessions("tiny-sessions-torch", "semo-tiny", "torch", "low")
+    rows.append(Step("base-export", (__file__, "random-base", base), 4, gpu=False, modules=("diffusers", "onnxscript")))
+    throughput("base-torch-bf16", base, "torch", "bf16", "--naive", minutes=4)
+    throughput("base-torch-fp16", base, "torch", "fp16", minutes=4)
+    latency("base-latency-torch", base, "torch")
+    sessions("base-sessions-torch", base, "torch", "low")
+    rows.append(Step("tiny-build-rtx", (*semo, "build", "semo-tiny", "--target", "rtx"), 4, modules=rtx))
+    throughput("tiny-tensorrt", "semo-tiny", "tensorrt", "auto", modules=rtx)
+    latency("tiny-latency-tensorrt", "semo-tiny", "tensorrt", modules=rtx)
+    sessions("tiny-sessions-tensorrt", "semo-tiny", "tensorrt", "low", modules=rtx)
+    throughput("tiny-ort-cuda", "semo-tiny", "onnxruntime:cuda", "fp16", modules=ort)
+    latency("tiny-latency-ort", "semo-tiny", "onnxruntime:cuda", modules=ort)
+    throughput("base-ort-cuda", base, "onnxruntime:cuda", "fp16", minutes=4, modules=ort)
+    throughput("base-torch-compile", base, "torch:compile", "bf16", "--batches", "1,8", minutes=5)
+    rows.append(Step("base-build-rtx", (*semo, "build", base, "--target", "rtx"), 6, modules=rtx))
+    throughput("base-tensorrt", base, "tensorrt", "auto", minutes=4, modules=rtx)
+    throughput("cpu-onnxruntime", "semo-tiny", "onnxruntime:cpu", "fp32", "--batches", "1,2", gpu=False, modules=ort)
+    throughput("cpu-openvino", "semo-tiny", "openvino", "auto", "--batches", "1,2", gpu=False, modules=("openvino",))
+    return rows
+
+
+def run(out: Path, minutes: float, seconds: float, only: str) -> dict[str, Any]:
+    """Does the steps whose name holds ``only``; what each wrote lies in ``out`` and, together, in ``session.json``."""
+    out.mkdir(parents=True, exist_ok=True)
+    work = Path(os.environ.get("SEMO_WORK", "/tmp/semo-work"))
+    work.mkdir(parents=True, exist_ok=True)
+    site = install_tree()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(site), "XDG_CACHE_HOME": str(work / "cache")}
+    until = time.monotonic() + 60 * minutes
+    has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
+    done: dict[str, Any] = {}
+    for step in steps(str(work / "semo-base-random"), seconds):
+        if only not in step.name:
+            continue
+        left = until - time.monotonic()
+        lacking = [name for name in step.modules if not _there(name, environment)]
+        if step.gpu and not has_gpu:
+            done[step.name] = {"state": "left out", "why": "no NVIDIA GPU"}
+        elif lacking:
+            done[step.name] = {"state": "left out", "why": f"{', '.join(lacking)} is not installed"}
+        elif left < 20:
+            done[step.name] = {"state": "left out", "why": "the time was over"}
+        else:
+            done[step.name] = _do(step, work, environment, min(left, 60 * step.minutes))
+        say(f"{step.name}: {done[step.name]['state']}")
+        summary = {"steps": done, "seconds_per_measurement": seconds}
+        (out / "session.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    return done
+
+
+def _do(step: Step, work: Path, environment: dict[str, str], seconds: float) -> dict[str, Any]:
+    result = work / f"{step.name}.json"
+    result.unlink(missing_ok=True)
+    command = [sys.executable, *(argument.replace("{json}", str(result)) for argument in step.arguments)]
+    began = time.monotonic()
+    try:
+        ended = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            timeout=seconds,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        text, state = ended.stdout, "done" if ended.returncode == 0 else f"failed ({ended.returncode})"
+    except subprocess.TimeoutExpired as error:
+        text, state = str(error.stdout or ""), "too slow"
+    found: dict[str, Any] = {"state": state, "seconds": round(time.monotonic() - began, 1), "log": text[-3000:]}
+    if result.is_file():
+        found["result"] = json.loads(result.read_text(encoding="utf-8"))
+    return found
+
+
+def _there(module: str, environment: dict[str, str]) -> bool:
+    return (
+        subprocess.run([sys.executable, "-c", f"import {module}"], env=environment, capture_output=True).returncode == 0
+    )
+
+
+def install_tree() -> list[str]:
+    """Folders for ``PYTHONPATH``: none where the package is installed, else a copy of this checkout and the wheels."""
+    if importlib.util.find_spec("semo_sdk") is not None and importlib.util.find_spec("semo_sdk.benchmarks") is not None:
+        return []
+    SITE.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(ROOT / "semo_sdk", SITE / "semo_sdk", dirs_exist_ok=True)
+    for name in ("export", "engines", "benchmarks"):
+        shutil.copytree(ROOT / name, SITE / "semo_sdk" / name, dirs_exist_ok=True)
+    return [str(SITE)]
+
+
+def random_base(folder: Path, name: str = "semo-base") -> None:
+    """Writes a preset with random weights as a bundle: for its speed alone; nobody has trained it.
+
+    Graphs in float16; unlike ``semo export`` it does not run them, which takes minutes at that size on a CPU.
+    """
+    import torch
+
+    from semo_sdk.backends.base import graph_specs
+    from semo_sdk.bundle import WEIGHTS_FILE
+    from semo_sdk.config import preset
+    from semo_sdk.export.bundle import write_graph
+    from semo_sdk.export.weights import WeightIndex
+    from semo_sdk.export.writer import bundle_folder, write_manifest
+    from semo_sdk.models.checkpoint import save_checkpoint
+    from semo_sdk.models.graphs import graph_modules
+    from semo_sdk.models.semo import SemoModel
+
+    config = preset(name)
+    torch.manual_seed(0)
+    model = SemoModel(config).eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    with bundle_folder(folder, force=True) as work:
+        model.half()
+        save_checkpoint(work / WEIGHTS_FILE, model)
+        index, modules = WeightIndex(work / WEIGHTS_FILE), graph_modules(model)
+        for spec in graph_specs(config).values():
+            write_graph(modules[spec.name], spec, config, "fp16", index)
+        origin = {"weights": "random"}
+        write_manifest(work, config, precisions=["fp16"], licence="", provenance=origin, metrics={})
+
+
+def parity(bundle: str, out: Path) -> bool:
+    """Every graph on every backend that runs here beside ONNX Runtime on the CPU in float32; whether all are close."""
+    from semo_sdk.backends import load_engines
+    from semo_sdk.backends.base import graph_specs
+    from semo_sdk.bundle import Bundle
+    from semo_sdk.engines.check import compare, make_samples
+    from semo_sdk.errors import SemoError
+
+    opened = Bundle.open(bundle)
+    with load_engines(opened, "onnxruntime:cpu", "fp32") as trusted:
+        samples = make_samples(opened.config, trusted, batch=2)
+    rows = []
+    backends = ("openvino", "torch", "torch:compile", "onnxruntime:cuda", "onnxruntime:tensorrt", "tensorrt")
+    for backend in backends:
+        for precision in ("fp32", "bf16", "fp16"):
+            row: dict[str, Any] = {"backend": backend, "precision": precision}
+            try:
+                if backend == "torch:compile" and shutil.which("nvidia-smi") is None:
+                    raise SemoError("measured on GPUs only")
+                with load_engines(opened, backend, precision) as engines:
+                    tries = {
+                        name: compare(spec, precision, samples.outputs[name], engines[name](samples.feeds[name]))
+                        for name, spec in graph_specs(opened.config).items()
+                    }
+                row |= {"passed": all(t.passed for t in tries.values())}
+                row |= {"graphs": {name: t.detail for name, t in tries.items()}}
+            except SemoError as error:
+                row["left_out"] = str(error)
+            rows.append(row)
+    out.write_text(json.dumps({"benchmark": "parity", "bundle": bundle, "rows": rows}, indent=1), encoding="utf-8")
+    return all(row.get("passed", True) for row in rows)
+
+
+def pack(folder: Path) -> None:
+    """Downloads the wheels through pip and cuts them into pieces, with a list of their checksums."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
+    command += ["--python-version", "3.12", "--implementation", "cp"]
+    command += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    for name in WHEELS:
+        subprocess.run([*command, name], check=True)
+    for wheel in sorted(folder.glob("*.whl")):
+        data = wheel.read_bytes()
+        pieces = [data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
+        for number, piece in enumerate(pieces):
+            (folder / f"{wheel.name}.{number:03}").write_bytes(piece)
+        digest = hashlib.sha256(data).hexdigest()
+        (folder / f"{wheel.name}.list").write_text(json.dumps({"sha256": digest, "pieces": len(pieces)}))
+        wheel.unlink()
+
+
+def stow(folder: Path, kept: Path) -> list[str]:
+    """Keeps what came this time, and installs every wheel whose pieces are all there.
+
+    Returns:
+        Names of the wheels that were installed now.
+    """
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        shutil.copy(path, kept / path.name)
+    whole = []
+    for listing in sorted(kept.glob("*.list")):
+        expected, name = json.loads(listing.read_text()), listing.name.removesuffix(".list")
+        pieces = [kept / f"{name}.{number:03}" for number in range(expected["pieces"])]
+        if not all(piece.is_file() for piece in pieces):
+            continue
+        data = b"".join(piece.read_bytes() for piece in pieces)
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise SystemExit(f"{name} was damaged on the way: send its pieces again")
+        (kept / name).write_bytes(data)
+        for path in (*pieces, listing):
+            path.unlink()
+        whole.append(name)
+    if whole:
+        install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade"]
+        subprocess.run([*install, "--target", str(SITE), *(str(kept / name) for name in whole)], check=True)
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Builds, checks and measures everything on a GPU box.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("pack").add_argument("folder", type=Path)
+    stowing = commands.add_parser("stow")
+    stowing.add_argument("folder", type=Path)
+    stowing.add_argument("kept", type=Path)
+    running = commands.add_parser("run")
+    running.add_argument("--out", type=Path, required=True)
+    running.add_argument("--minutes", type=float, default=9.0)
+    running.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    running.add_argument("--only", default="", help="steps whose name holds this")
+    commands.add_parser("random-base").add_argument("folder", type=Path)
+    checking = commands.add_parser("parity")
+    checking.add_argument("bundle")
+    checking.add_argument("out", type=Path)
+    options = parser.parse_args(arguments)
+    if options.command == "pack":
+        pack(options.folder)
+    elif options.command == "stow":
+        say(f"installed: {', '.join(stow(options.folder, options.kept)) or 'nothing yet'}")
+    elif options.command == "run":
+        run(options.out, options.minutes, options.seconds, options.only)
+    elif options.command == "parity":
+        sys.exit(0 if parity(options.bundle, options.out) else 1)
+    else:
+        random_base(options.folder)
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The load test: its arithmetic on known answers, and all of it against a real server on fake engines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from semo_sdk.benchmarks import load, load_client, load_plot, load_server, report
+from semo_sdk.benchmarks.load_client import Speaker, Trace, without_zeros
+from semo_sdk.doctor import fingerprint
+from semo_sdk.errors import ConfigError, SemoError
+from semo_sdk.media.image import Portrait
+from tests.conftest import EXAMPLES, random_speech
+from tests.serving_tools import LIGHT, Running, serving, wav
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, portrait: Portrait) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("load"), portrait, sessions_per_key=2) as server:
+        yield server
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    """One second of speech."""
+    file = tmp_path / "speech.wav"
+    file.write_bytes(wav(random_speech(16_000)))
+    return file
+
+
+def measured(running: Running, speech: Path, **settings: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"photo": EXAMPLES / "portrait.jpg", "speech": speech, "step": 1.0, **settings}
+    return asyncio.run(load.run(running.url, [None], **arguments))
+
+
+def test_lost_doubled_and_altered_samples_are_counted() -> None:
+    pcm = without_zeros(random_speech(1_000))
+    assert pcm.dtype == np.int16 and pcm.all()
+    assert np.abs(pcm / 32767 - random_speech(1_000)).max() < 1.01 / 32767
+    for heard, expected in (
+        (pcm, (0, 0, 0)),
+        (
+            np.concatenate([pcm[:640], np.zeros(640, np.int16), pcm[640:], np.zeros(280, np.int16)]),
+            (0, 0, 0),
+        ),  # filling
+        (pcm[:900], (100, 0, 0)),
+        (np.concatenate([pcm, pcm[-7:]]), (0, 7, 0)),
+        (np.where(np.arange(1_000) == 5, pcm + 1, pcm), (0, 0, 1)),
+        (np.zeros(0, np.int16), (1_000, 0, 0)),
+    ):
+        trace = Trace()
+        trace.check(pcm, heard)
+        assert (trace.lost, trace.doubled, trace.altered) == expected
+        assert (trace.utterances, trace.samples) == (1, 1_000)
+
+
+def test_flat_memory_is_told_from_a_leak() -> None:
+    grows = [(float(second), 500.0 + second) for second in range(100)]
+    starts = [(float(second), 500.0 if second > 9 else 100.0) for second in range(1_000)]
+    assert load.flatness([], 1) is None
+    leak, warm = load.flatness(grows, 0), load.flatness(starts, 10)
+    assert leak and leak["deviation_percent"] == pytest.approx(9, abs=0.1)
+    assert warm and warm["deviation_percent"] == 0 and len(warm["series"]) <= load.MAX_POINTS
+    assert warm["series"][0] == [0, 100]
+
+
+def test_every_sample_comes_back_at_both_frame_rates(
+    running: Running, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "MAX_GAP_FRAMES", 100)  # whatever else this machine does
+    monkeypatch.setattr(load, "SETTLE_SECONDS", 0.2)
+    result = measured(running, second, rates=(25.0, 12.5), sessions=2, hold=2.0)
+    for run in result["runs"]:
+        assert run["sessions"] == 2 and run["stopped"] == "2 were asked for" and not run["failures"]
+        assert [level["sessions"] for level in run["ramp"]] == [1, 2]
+        checked = run["checked"]
+        assert checked["utterances"] >= 2 and checked["samples"] == 16_000 * checked["utterances"]
+        assert not any(checked[name] for name in ("lost", "doubled", "altered", "frames_lost"))
+        held = run["hold"]
+        assert held["gap_ms"]["p50"] == pytest.approx(1000 / run["fps"], rel=0.5)
+        assert held["first_frame_ms"]["p50"] > 0
+        assert held["memory"]["median_mib"] > 10 and held["memory"]["series"]
+    complete = {**result, "bundle": "light", "fingerprint": fingerprint()}
+    text = load.markdown(json.loads(json.dumps(complete)))
+    assert "min at 12.5 | 2 |" in text and "0, 0, 0 of" in text
+    page = report.update_readme("a\n<!-- load -->\nold\n<!-- end load -->\nb", [{**complete, "benchmark": "load"}])
+    assert text in page and "old" not in page
+    pytest.importorskip("matplotlib")
+    for name in ("load.png", "load.svg"):
+        load_plot.plot(complete, tmp_path / name)
+        assert 5_000 < (tmp_path / name).stat().st_size < 200_000
+
+
+def test_the_ramp_ends_where_the_server_refuses_and_where_frames_are_late(
+    running: Running, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(load, "MAX_GAP_FRAMES", 100)
+    (run,) = measured(running, second, sessions=5, step=0.5)["runs"]
+    assert run["sessions"] == 2 and "2 live sessions already" in run["stopped"] and run["hold"] is None
+    monkeypatch.setattr(load, "MAX_GAP_FRAMES", 0.1)
+    (run,) = measured(running, second, sessions=5, step=0.5, hold=1)["runs"]
+    assert "p99 gap was over 4 ms" in run["stopped"] and run["hold"] is None
+
+
+def test_a_freeze_leaves_evidence(running: Running, second: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_client, "FREEZE_SECONDS", 0.4)
+    monkeypatch.setattr(load_client, "WATCH_SECONDS", 0.1)
+
+    async def freeze() -> Trace:
+        speaker = Speaker(running.url, None, {"latency": "low"}, without_zeros(random_speech(16_000)), 0)
+        await speaker.open()
+        stop = asyncio.Event()
+        task = asyncio.create_task(speaker.run(stop))
+        await asyncio.sleep(0.5)
+        gate = running.taps["render"].gate = threading.Event()
+        await asyncio.sleep(1.5)
+        running.taps["render"].gate = None
+        gate.set()
+        stop.set()
+        await task
+        return speaker.trace
+
+    trace = asyncio.run(freeze())
+    note = trace.freezes[0]
+    assert note["seconds_without_a_frame"] >= 0.4 and note["seconds_that_the_client_stood_still"] < 0.4
+    assert not trace.failures and not trace.frames_lost  # it was a pause, nothing was lost
+    if "ss: " not in note["sockets"][0]:
+        assert len(note["sockets"]) == 2 and all(line.startswith("ESTAB") for line in note["sockets"])
+        assert any("rto:" in line for line in note["sockets"]) and "127.0.0.1" not in str(note)
+
+
+def test_what_cannot_be_measured_is_refused(running: Running, second: Path) -> None:
+    with pytest.raises(ConfigError, match="frame rates"):
+        measured(running, second, rates=(30.0,))
+    with pytest.raises(SemoError, match="cannot be reached"):
+        load_server.keys_and_portraits("http://127.0.0.1:9", [None], EXAMPLES / "portrait.jpg")
+    engine = {"bundle": "no-such-bundle"}
+    with pytest.raises(SemoError, match="did not start.*no-such-bundle"), load_server.own_server(engine, 1):
+        pass
+
+
+@pytest.mark.slow
+def test_the_command_with_a_server_of_its_own(
+    second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    from tests.toy_bundle import toy_bundle
+
+    toy = toy_bundle(tmp_path / "toy", LIGHT)
+    monkeypatch.setattr(load, "MAX_GAP_FRAMES", 100)
+    arguments = ["--bundle", str(toy.path), "--speech", str(second), "--photo", str(EXAMPLES / "portrait.jpg")]
+    arguments += ["--sessions", "2", "--step", "2", "--hold", "4", "--threads", "1", "--fps", "25,12.5"]
+    load.main([*arguments, "--json", str(tmp_path / "load.json")])
+    result = json.loads((tmp_path / "load.json").read_text())
+    assert [run["sessions"] for run in result["runs"]] == [2, 2]
+    assert all(run["hold"]["memory"]["deviation_percent"] < 20 for run in result["runs"])
+    assert "| 12.5 | 2 |" in capsys.readouterr().out and result["fingerprint"]["cpu"]
