@@ -78,7 +78,7 @@ def _work(graphs: Graphs, batch: int) -> tuple[Reference, list[StreamState]]:
     generator = np.random.default_rng(0)
     picture = generator.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     stacked = stack_references([encode_reference(graphs, picture)] * batch)
-    start = StreamState.start(graphs.config, stacked.motion[0], latency="quality", seed=0, guidance=None)
+    start = StreamState.start(graphs.config, stacked.motion[0], latency="quality", seed=0)
     speech = generator.uniform(-0.3, 0.3, CHUNK_FRAMES * SAMPLES_PER_FRAME).astype(np.float32)
     return stacked, [start.push(speech)] * batch
 

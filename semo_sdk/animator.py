@@ -171,7 +171,7 @@ class Animator:
             ConfigError: an impossible setting.
             EngineError: the engine failed.
         """
-        start = self._start(latency, seed, expressiveness, head_motion=head_motion, blink=blink)
+        start = self._start(latency, seed, expressiveness=expressiveness, head_motion=head_motion, blink=blink)
         if latency not in self._warm:
             self.warm_up(latency)
         return Session(self.graphs, self.reference, start)
@@ -236,7 +236,9 @@ class Animator:
             ConfigError: an impossible setting.
         """
         pcm = load_audio(audio, sample_rate)
-        start = self._start(latency, seed, expressiveness, head_motion=head_motion, blink=blink).push(pcm)
+        start = self._start(latency, seed, expressiveness=expressiveness, head_motion=head_motion, blink=blink).push(
+            pcm
+        )
         frames = frames_in(len(pcm))
         return Clip(
             portrait=self.portrait,
@@ -337,9 +339,8 @@ class Animator:
             f"precision={self.precision!r})"
         )
 
-    def _start(self, latency: str, seed: int = 0, guidance: float | None = None, **controls: float) -> StreamState:
-        motion = self.reference.motion[0]
-        return StreamState.start(self.config, motion, latency=latency, seed=seed, guidance=guidance, **controls)
+    def _start(self, latency: str, seed: int = 0, **style: float | None) -> StreamState:
+        return StreamState.start(self.config, self.reference.motion[0], latency=latency, seed=seed, **style)
 
 
 def _find(portrait: Any, face_index: int | None, crop_scale: float) -> Portrait:

@@ -170,7 +170,7 @@ def animator(portrait: Portrait, graphs: Graphs) -> Animator:
 @pytest.fixture
 def begin(graphs: Graphs, reference: Reference) -> Callable[..., StreamState]:
     def make(latency: str = "balanced", seed: int = 0) -> StreamState:
-        return StreamState.start(graphs.config, reference.motion[0], latency=latency, seed=seed, guidance=None)
+        return StreamState.start(graphs.config, reference.motion[0], latency=latency, seed=seed)
 
     return make
 

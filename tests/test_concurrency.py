@@ -45,7 +45,7 @@ def gated(tiny_config: SemoConfig, face_image: np.ndarray) -> tuple[Session, Ses
     gate = engines["render"] = Gate(engines["render"])
     free = Graphs(fake_engines(tiny_config), tiny_config)
     reference = encode_reference(free, face_image)
-    state = StreamState.start(tiny_config, reference.motion[0], latency="low", seed=0, guidance=None)
+    state = StreamState.start(tiny_config, reference.motion[0], latency="low", seed=0)
     return Session(Graphs(engines, tiny_config), reference, state), Session(free, reference, state), gate
 
 
@@ -106,7 +106,7 @@ def test_sessions_in_threads_are_as_if_alone_and_launch_one_at_a_time(
     reference = encode_reference(graphs, face_image)
 
     def speak(seed: int) -> list[Chunk]:
-        state = StreamState.start(tiny_config, reference.motion[0], latency="low", seed=seed, guidance=None)
+        state = StreamState.start(tiny_config, reference.motion[0], latency="low", seed=seed)
         return spoken(Session(graphs, reference, state), np.split(random_speech(8_000, seed=seed), 8))
 
     alone = [speak(seed) for seed in range(4)]

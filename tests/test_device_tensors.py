@@ -46,9 +46,7 @@ def passes(graphs: Graphs, latency: str, count: int = 2) -> list[Chunk]:
     pictures = [(128 + 55 * waves + 9 * n * np.arange(-1, 2)).astype(np.uint8) for n in range(count)]
     references = [encode_reference(graphs, picture) for picture in pictures]
     states = [
-        StreamState.start(graphs.config, r.motion[0], latency=latency, seed=i, guidance=None).push(
-            random_speech(32 * 640, seed=i)
-        )
+        StreamState.start(graphs.config, r.motion[0], latency=latency, seed=i).push(random_speech(32 * 640, seed=i))
         for i, r in enumerate(references)
     ]
     chunks = []

@@ -157,7 +157,7 @@ def test_a_saved_session_goes_on_with_the_same_frames(world: World) -> None:
 
 def test_recordings_are_the_offline_frames_and_yield_to_live_sessions(world: World) -> None:
     pcm = random_speech(40_000)
-    begin = StreamState.start(LIGHT, world.reference.motion[0], latency="quality", seed=2, guidance=None)
+    begin = StreamState.start(LIGHT, world.reference.motion[0], latency="quality", seed=2)
     expected = list(drain(world.graphs, world.reference, begin.push(pcm)))
     world.engine.start()
     try:

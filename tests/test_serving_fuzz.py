@@ -79,7 +79,7 @@ def sounds() -> dict[str, bytes]:
 
 @functools.cache
 def states() -> dict[str, bytes]:
-    state = StreamState.start(LIGHT, np.zeros((1, LIGHT.motion_dim), np.float32), latency="low", seed=1, guidance=None)
+    state = StreamState.start(LIGHT, np.zeros((1, LIGHT.motion_dim), np.float32), latency="low", seed=1)
     return {"empty": state.to_bytes(), "speaking": state.push(random_speech(2_000)).to_bytes()}
 
 

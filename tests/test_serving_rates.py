@@ -55,7 +55,7 @@ def test_at_half_the_frame_rate_no_sample_is_lost(world: World, latency: str, sa
 
 @pytest.mark.parametrize("latency", ["low", "balanced", "quality"])
 def test_every_second_frame_of_the_same_motion_is_drawn(world: World, latency: str) -> None:
-    start = StreamState.start(LIGHT, world.reference.motion[0], latency=latency, seed=1, guidance=None)
+    start = StreamState.start(LIGHT, world.reference.motion[0], latency=latency, seed=1)
     state = start.push(random_speech(start.hop * SAMPLES_PER_FRAME))
     drawn: list[np.ndarray] = []
     render = world.taps["render"].engine

@@ -32,7 +32,7 @@ def test_without_speech_there_is_idle_motion_at_25_frames_a_second(world: World)
 
 def test_idle_is_silence_through_the_generator(world: World) -> None:
     (items,) = world.play(1, world.open(seed=5))
-    begin = StreamState.start(LIGHT, world.reference.motion[0], latency="low", seed=5, guidance=None)
+    begin = StreamState.start(LIGHT, world.reference.motion[0], latency="low", seed=5)
     expected = drain(world.graphs, world.reference, begin.push(np.zeros(25 * 640, np.float32)))
     np.testing.assert_array_equal(pixels(items), np.concatenate([chunk.frames for chunk in expected])[:25])
 
@@ -107,7 +107,7 @@ def test_interrupt_drops_everything_and_goes_on_from_the_last_frame_seen(world: 
     # The generator's context is that of the frames that were seen, so nothing jumps.
     again = world.open()
     again.push(random_speech(16_000 * 5))
-    states = [StreamState.start(LIGHT, world.reference.motion[0], latency="low", seed=0, guidance=None)]
+    states = [StreamState.start(LIGHT, world.reference.motion[0], latency="low", seed=0)]
     chunks = list(drain(world.graphs, world.reference, states[0].push(random_speech(16_000 * 5))))
     motion = np.concatenate([chunk.motion for chunk in chunks])
     speech_frames = [frame for frame in frames(items) if frame.speaking]

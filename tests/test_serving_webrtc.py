@@ -123,8 +123,9 @@ def test_settings_change_from_the_next_pass_on() -> None:
     assert session.begin(world.clock()).state.guidance == 1.0
     session.adjust(expressiveness=2.0)
     assert session.begin(world.clock()).state.guidance == 2.0
-    session.adjust()
-    assert session.begin(world.clock()).state.guidance == 2.0
+    session.adjust(head_motion=0.5, blink=0.0)
+    state = session.begin(world.clock()).state
+    assert (state.guidance, state.head_motion, state.blink) == (2.0, 0.5, 0.0)
 
 
 def test_clients_that_vanish_or_never_come_free_their_slot(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

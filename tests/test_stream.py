@@ -27,7 +27,7 @@ from tests.conftest import random_speech
 def start(
     graphs: Graphs, reference: Reference, *, latency: str = "quality", seed: int = 0, guidance: float | None = None
 ) -> StreamState:
-    return StreamState.start(graphs.config, reference.motion[0], latency=latency, seed=seed, guidance=guidance)
+    return StreamState.start(graphs.config, reference.motion[0], latency=latency, seed=seed, expressiveness=guidance)
 
 
 def joined(chunks: Iterable[Chunk]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -82,9 +82,9 @@ class StreamState:
         *,
         latency: str,
         seed: int,
-        guidance: float | None,
-        head_motion: float = 1.0,
-        blink: float = 1.0,
+        expressiveness: float | None = None,
+        head_motion: float | None = None,
+        blink: float | None = None,
     ) -> StreamState:
         """State before the first frame.
 
@@ -93,16 +93,17 @@ class StreamState:
             reference_motion: (1, D) float32 token of the portrait, which stands for the frames before the first.
             latency: a key of ``LATENCIES``.
             seed: 0 to 2**64 - 1.
-            guidance: 0 to 10; None takes the model's own.
-            head_motion: 0 to 2. blink: 0 to 1.
+            expressiveness: guidance on the speech, 0 to 10; None takes the model's own.
+            head_motion: 0 to 2. blink: 0 to 1. None is 1.
 
         Raises:
             ConfigError: an impossible setting.
         """
-        check_controls(head_motion, blink, available=config.has_controls)
-        strength = config.generator.guidance if guidance is None else guidance
-        if not 0.0 <= strength <= 10.0:
-            raise ConfigError(f"expressiveness must be from 0 to 10, got {guidance!r}")
+        head, eyes = (1.0 if strength is None else strength for strength in (head_motion, blink))
+        check_controls(head, eyes, available=config.has_controls)
+        guidance = config.generator.guidance if expressiveness is None else expressiveness
+        if not 0.0 <= guidance <= 10.0:
+            raise ConfigError(f"expressiveness must be from 0 to 10, got {expressiveness!r}")
         return cls(
             context=repeat_reference(reference_motion[None])[0],
             heard=silent_window(),
@@ -112,9 +113,9 @@ class StreamState:
             pass_index=0,
             seed=check_seed(seed),
             hop=hop_of(latency),
-            guidance=float(strength),
-            head_motion=float(head_motion),
-            blink=float(blink),
+            guidance=float(guidance),
+            head_motion=float(head),
+            blink=float(eyes),
         )
 
     @property

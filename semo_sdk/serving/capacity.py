@@ -78,7 +78,7 @@ class Capacity:
     def _time(graphs: Graphs, stacked: Reference, size: int, kind: Kind) -> float:
         """Seconds of a pass: the fastest of some, after one that compiles."""
         latency = next(name for name, hop in LATENCIES.items() if hop == kind.hop)
-        start = StreamState.start(graphs.config, stacked.motion[0], latency=latency, seed=0, guidance=None)
+        start = StreamState.start(graphs.config, stacked.motion[0], latency=latency, seed=0)
         state = start.push(np.zeros(kind.hop * SAMPLES_PER_FRAME, np.float32))
         taken = []
         for _ in range(1 + REPEATS):

@@ -70,7 +70,8 @@ class Client:
             audio: speech, a path or the bytes of a file.
             image: a photo, or
             portrait_id: one that was uploaded.
-            settings: ``latency``, ``seed``, ``expressiveness``, ``paste_back``, ``face_index``.
+            settings: ``latency``, ``seed``, ``expressiveness``, ``head_motion``, ``blink``, ``paste_back``,
+                ``face_index``.
 
         Returns:
             The job, with its ``id`` and ``status``.
@@ -134,8 +135,8 @@ class Client:
         Args:
             portrait_id: one that was uploaded.
             sample_rate: of the sound that will be pushed, in Hz.
-            settings: ``latency``, ``seed``, ``expressiveness``, ``fps``, ``jpeg_quality``; or ``state_id`` of a session
-                that was saved, in the place of the first three.
+            settings: ``latency``, ``seed``, ``expressiveness``, ``head_motion``, ``blink``, ``fps``, ``jpeg_quality``;
+                or ``state_id`` of a session that was saved, in the place of the first five.
 
         Raises:
             CapacityError: the server is full.

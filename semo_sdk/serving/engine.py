@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -129,15 +129,16 @@ class Engine:
         *,
         latency: str | None = None,
         seed: int = 0,
-        expressiveness: float | None = None,
         state: StreamState | None = None,
         fps: float = FPS,
+        **style: float | None,
     ) -> LiveSession:
         """A live session.
 
         Args:
             reference: from :meth:`encode`.
-            latency, seed, expressiveness: as for :meth:`semo_sdk.Animator.session`.
+            latency, seed: as for :meth:`semo_sdk.Animator.session`.
+            style: expressiveness, head_motion and blink, as there; None is the model's own.
             state: goes on from it instead, see :meth:`LiveSession.save`.
             fps: 25, or 12.5: every second frame is drawn, which takes about half the machine's time.
 
@@ -148,7 +149,7 @@ class Engine:
         """
         if fps not in (FPS, FPS / 2):
             raise ConfigError(f"{fps:g} frames a second are not served; choose {FPS} or {FPS / 2:g}")
-        begin = state.check(self.graphs.config) if state else self._begin(reference, latency, seed, expressiveness)
+        begin = state.check(self.graphs.config) if state else self._begin(reference, latency, seed, style)
         self.check(begin.latency)
         kind = Kind(begin.hop, round(FPS / fps))
         if len(begin.pending) > self._pace.max_seconds * SAMPLE_RATE:
@@ -184,19 +185,19 @@ class Engine:
         *,
         latency: str = "quality",
         seed: int = 0,
-        expressiveness: float | None = None,
+        **style: float | None,
     ) -> Recording:
         """A whole speech, in the time that live sessions leave.
 
         Args:
             reference: from :meth:`encode`.
             pcm: (n,) float32 mono 16 kHz in [-1, 1].
-            latency, seed, expressiveness: as for :meth:`semo_sdk.Animator.from_audio`.
+            latency, seed, style: as for :meth:`open`.
 
         Raises:
             ConfigError: an impossible setting.
         """
-        begin = self._begin(reference, latency, seed, expressiveness).push(pcm)
+        begin = self._begin(reference, latency, seed, style).push(pcm)
         self.check(begin.latency)
         with self._turn:
             if self._closing:
@@ -288,7 +289,7 @@ class Engine:
         self._tried = now
         try:
             reference = encode_reference(self.graphs, np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
-            state = self._begin(reference, None, 0, None)
+            state = self._begin(reference, None, 0, {})
             self._launcher.run([Work(reference, state.push(np.zeros(state.hop * SAMPLES_PER_FRAME, np.float32)))])
         except Exception as error:
             log.warning("the engine is still broken: %s", error)
@@ -320,11 +321,11 @@ class Engine:
         self._recorded = now
         return chosen
 
-    def _begin(self, reference: Reference, latency: str | None, seed: int, expressiveness: float | None) -> StreamState:
+    def _begin(
+        self, reference: Reference, latency: str | None, seed: int, style: Mapping[str, float | None]
+    ) -> StreamState:
         name = latency or self.latencies[0]
-        return StreamState.start(
-            self.graphs.config, reference.motion[0], latency=name, seed=seed, guidance=expressiveness
-        )
+        return StreamState.start(self.graphs.config, reference.motion[0], latency=name, seed=seed, **style)
 
     def _left(self, session: LiveSession) -> None:
         self._live.remove(session)

@@ -63,6 +63,8 @@ class Style(Message):
     """How the portrait moves; may change while it lives."""
 
     expressiveness: float | None = Field(None, ge=0, le=10)
+    head_motion: float | None = Field(None, ge=0, le=2, description="0 holds the head still, 1 is the model's own")
+    blink: float | None = Field(None, ge=0, le=1, description="how far the eyes close in a blink")
 
 
 class Manner(Style):
@@ -82,8 +84,8 @@ class Options(Manner):
 
     @model_validator(mode="after")
     def _one_beginning(self) -> Self:
-        if self.state_id is not None and self.model_fields_set & {"latency", "seed", "expressiveness"}:
-            raise ValueError("a saved session has its latency, seed and expressiveness")
+        if self.state_id is not None and self.model_fields_set & {"latency", "seed", *Style.model_fields}:
+            raise ValueError("a saved session has its latency, seed and style")
         return self
 
 

@@ -100,6 +100,8 @@ def videos_router(service: Service) -> APIRouter:
         latency: Annotated[Literal["quality", "balanced", "low"], Form()] = "quality",
         seed: Annotated[int, Form(ge=0, le=2**64 - 1)] = 0,
         expressiveness: Annotated[float | None, Form(ge=0, le=10)] = None,
+        head_motion: Annotated[float | None, Form(ge=0, le=2)] = None,
+        blink: Annotated[float | None, Form(ge=0, le=1)] = None,
         paste_back: Annotated[bool, Form(description="the whole photo, not only its face")] = False,
     ) -> VideoObject:
         """A portrait and speech to a video. Answers at once with a job."""
@@ -115,9 +117,8 @@ def videos_router(service: Service) -> APIRouter:
         sound = await read_upload(audio, settings.audio_bytes, "audio")
         pcm = await service.decode(read_audio, sound, settings.audio_seconds)
         service.engine.check(latency)
-        video = videos.create(
-            who, stored, pcm, paste_back=paste_back, latency=latency, seed=seed, expressiveness=expressiveness
-        )
+        style = Style(expressiveness=expressiveness, head_motion=head_motion, blink=blink).model_dump()
+        video = videos.create(who, stored, pcm, paste_back=paste_back, latency=latency, seed=seed, **style)
         response.headers["Location"] = f"/v1/videos/{video.id}"
         return VideoObject.of(video, settings.video_hours)
 
@@ -176,7 +177,10 @@ def webrtc_router(service: Service, peers: Peers) -> APIRouter:
         engine, settings = service.engine, service.settings
         own = {"expressiveness": engine.graphs.config.generator.guidance}  # where None means the model's own
         controls = []
+        usable = Style.model_fields if engine.graphs.config.has_controls else own
         for name, schema in Style.model_json_schema()["properties"].items():
+            if name not in usable:
+                continue
             number = next(kind for kind in schema.get("anyOf", [schema]) if kind["type"] == "number")
             value = own.get(name, 1.0) if schema["default"] is None else schema["default"]
             controls.append(Control(name=name, minimum=number["minimum"], maximum=number["maximum"], value=value))

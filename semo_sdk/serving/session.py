@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class LiveSession:
         self._epoch = 0  # counts interruptions: a pass that began in another epoch is thrown away
         self._budget = self.opened - BURST_SECONDS  # no pass begins before
         self._listening = False
-        self._guidance = state.guidance
+        self._style: dict[str, Any] = {}  # fields of the state
         self._announced = ""
         self._last_taken: float | None = None
         self._heard = -1  # number of the last utterance whose first frame was taken
@@ -163,14 +164,17 @@ class LiveSession:
         with self._turn:
             self._listening = listening
 
-    def adjust(self, *, expressiveness: float | None = None) -> None:
+    def adjust(
+        self, *, expressiveness: float | None = None, head_motion: float | None = None, blink: float | None = None
+    ) -> None:
         """Other settings from the next pass on; None leaves one as it is.
 
         Args:
-            expressiveness: 0 to 10.
+            expressiveness: 0 to 10. head_motion: 0 to 2. blink: 0 to 1.
         """
+        wanted = {"guidance": expressiveness, "head_motion": head_motion, "blink": blink}
         with self._turn:
-            self._guidance = self._guidance if expressiveness is None else expressiveness
+            self._style |= {name: float(value) for name, value in wanted.items() if value is not None}
 
     def take(self) -> Frame | Event | None:
         """The next frame or event, None if none is ready.
@@ -277,7 +281,7 @@ class LiveSession:
             utterance, pcm = self._inlet.take(samples)
             spoken = len(pcm)
             pcm = np.pad(pcm, (0, -spoken % (every * SAMPLES_PER_FRAME)))  # whole frames
-        begin = replace(self._state, pending=pcm, guidance=self._guidance)
+        begin = replace(self._state, pending=pcm, **self._style)
         self._work = Work(self.reference, begin, every, self._epoch, utterance, spoken)
         return self._work
 
