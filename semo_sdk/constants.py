@@ -47,3 +47,8 @@ TAUGHT_SIZE = POSE_SIZE + EXPRESSION_SIZE
 ANGLE_UNIT, SIZE_UNIT = 5.0, 5.0
 SCALE_UNIT, OFFSET_UNIT = 128.0, 64.0  # pixels
 CONTROLS = POSE_SIZE + 1  # directions of token space that an app can turn: those of the pose, and closing the eyes
+
+# Lines of the face mesh (MediaPipe's numbers) across the right and the left eye, from corner to corner.
+UPPER_LIDS = ((33, 246, 161, 160, 159, 158, 157, 173, 133), (263, 466, 388, 387, 386, 385, 384, 398, 362))
+LOWER_LIDS = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (263, 249, 390, 373, 374, 380, 381, 382, 362))
+EYE_CREASES = ((33, 247, 30, 29, 27, 28, 56, 190, 133), (263, 467, 260, 259, 257, 258, 286, 414, 362))

@@ -86,11 +86,7 @@ class FaceReader(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 256, 256, 3) RGB of any dtype in [0, 255] -> tokens (B, T * D)."""
-        if torch.is_autocast_enabled(frames.device.type):
-            with torch.autocast(frames.device.type, enabled=False):
-                return self(frames)
-        tokens: Tensor = self.read(self.landmarks(frames)) @ self.directions
-        return tokens
+        return self.tokens(self.landmarks(frames))
 
     @property
     def controls(self) -> Tensor:
@@ -99,6 +95,9 @@ class FaceReader(nn.Module):
 
     def landmarks(self, frames: Tensor) -> Tensor:
         """(B, 256, 256, 3) RGB -> (B, 478, 3) in pixels; (0, 0) is the corner of the first one."""
+        if torch.is_autocast_enabled(frames.device.type):
+            with torch.autocast(frames.device.type, enabled=False):
+                return self.landmarks(frames)
         image = frames.float().permute(0, 3, 1, 2) / 255
         batch = image.shape[0]
         centre, axis = image.new_tensor([[IMAGE_SIZE / 2] * 2, [1.0, 0.0]])[:, None].expand(-1, batch, -1)
@@ -106,6 +105,13 @@ class FaceReader(nn.Module):
         for _ in range(LOOKS - 1):
             points = self._look(image, *_crop_of(points))
         return points
+
+    def tokens(self, points: Tensor) -> Tensor:
+        """Landmarks (B, 478, 3) px -> tokens (B, T * D)."""
+        if torch.is_autocast_enabled(points.device.type):
+            with torch.autocast(points.device.type, enabled=False):
+                return self.tokens(points)
+        return self.read(points) @ self.directions
 
     def read(self, points: Tensor) -> Tensor:
         """Landmarks (B, 478, 3) px -> pose and expression (B, 30), see ``motion_target``."""

@@ -25,13 +25,13 @@ class ReferenceGraph(_Graph):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         m = self.model
         latents = m.to_latents(image)
-        motion, appearance = m.look(image, latents)
+        motion, appearance, maps = m.look(image, latents)
         outputs = [latents.float(), motion.unsqueeze(1).float()]
         if m.config.decoder.cache_reference:
             pairs = m.decoder.encode_reference(m.whiten(latents))
             outputs.append(torch.stack([torch.stack(pair, 1) for pair in pairs], 1).float())
-        if m.decoder.warp is not None:
-            outputs += [appearance.float(), m.decoder.warp.maps(m.whiten(latents), appearance).float()]
+        if maps is not None:
+            outputs += [appearance.float(), maps.float()]
         if m.reader is not None:
             outputs.append(m.reader.controls.float().expand(image.shape[0], -1, -1))
         return tuple(outputs)

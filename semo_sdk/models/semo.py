@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from semo_sdk.config import SemoConfig
+from semo_sdk.models.eyelids import closing
 from semo_sdk.models.face_mesh import FaceReader
 from semo_sdk.models.motion_decoder import MotionDecoder, make_prior
 from semo_sdk.models.motion_encoder import MotionEncoder
 from semo_sdk.models.motion_generator import MotionGenerator
 from semo_sdk.models.vae import PatchVae, make_vae
+from semo_sdk.models.warp import add_lids
 from semo_sdk.models.whisper import WhisperEncoder
 
 
@@ -45,13 +47,30 @@ class SemoModel(nn.Module):
         # TensorRT takes uint8 only where it is cast at once.
         return self.vae.encode(frames.to(self.dtype).permute(0, 3, 1, 2) / 127.5 - 1)
 
-    def look(self, frames: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Motion (B, T * D) and patch features (B, N, encoder hidden) of frames (B, 256, 256, 3) and their latents."""
+    def look(self, frames: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the encoder sees in portraits (B, 256, 256, 3) with latents (B, C, h, w).
+
+        Returns:
+            Motion (B, T * D); features of the patches (B, N, encoder hidden); maps of the warp head, if there is one.
+        """
         motion, features, _ = self.encoder.encode(latents)
+        points = None
         if self.reader is not None:
-            motion = self.reader(frames)
+            points = self.reader.landmarks(frames)
+            motion = self.reader.tokens(points)
         assert motion is not None
-        return motion, features
+        return motion, features, self.maps(latents, features, points)
+
+    def maps(self, latents: Tensor, features: Tensor, points: Tensor | None) -> Tensor | None:
+        """Maps (B, levers, channels, S, S) of references for the warp head, with lids that close where they are seen.
+
+        Args:
+            latents: (B, C, h, w). features: of their patches. points: (B, 478, 3) landmarks in pixels, if known.
+        """
+        if self.decoder.warp is None:
+            return None
+        maps = self.decoder.warp.maps(self.whiten(latents), features)
+        return maps if points is None else add_lids(maps, closing(points, self.config.warp_size))
 
     def read_motion(self, frames: Tensor) -> Tensor:
         """Motion tokens (B, T * D) of frames (B, 256, 256, 3) uint8 RGB, without masking (paper, section 3.2)."""

@@ -26,6 +26,7 @@ from semo_sdk.config import PAINT_SCALE, SemoConfig
 from semo_sdk.models.layers import AdaBlock, LayerNorm, grid_embedding, unpatchify
 
 POSE_LEVERS = 6  # linear read-outs of the motion that every patch of the coarse warp responds to
+BLINK_LEVER = 1  # how far the eyes are closed, see training.teacher.set_levers
 SHY = 4.0  # subtracted from the opacity's logit: an untrained head paints nothing
 
 
@@ -150,6 +151,13 @@ class ReferenceMaps(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         return self.out(F.gelu(x)).unflatten(1, self.shape[:2])
+
+
+def add_lids(maps: Tensor, lids: Tensor) -> Tensor:
+    """Maps (B, levers, channels, S, S) whose blink lever also warps by ``lids`` (B, 2, S, S), see ``eyelids``."""
+    blink = maps[:, BLINK_LEVER]
+    blink = torch.cat([blink[:, :2] + lids.to(maps.dtype), blink[:, 2:]], 1)
+    return torch.cat([maps[:, :BLINK_LEVER], blink[:, None], maps[:, BLINK_LEVER + 1 :]], 1)
 
 
 def look_up(image: Tensor, offsets: Tensor, *, mode: str = "bilinear") -> Tensor:

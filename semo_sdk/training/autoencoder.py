@@ -28,7 +28,7 @@ from semo_sdk.models.whisper import load_whisper
 from semo_sdk.training.data import Batch, PuppetData, Stills, on, read_ahead
 from semo_sdk.training.loop import LoopConfig, Trainer, best_device
 from semo_sdk.training.losses import cells_in_image, field_loss, mouth_places, region_weight, texture_loss, token_loss
-from semo_sdk.training.reader import blink_motion, find_landmarks, fit_reader, load_face_mesh, read_references
+from semo_sdk.training.reader import blink_motion, find_landmarks, fit_reader, load_face_mesh
 from semo_sdk.training.sheets import write_sheet
 from semo_sdk.training.teacher import set_levers, taught_targets
 
@@ -110,7 +110,7 @@ class Stage1(nn.Module):
         with torch.set_grad_enabled(not c.only_flow and (m.reader is not None or not c.taught)):
             reference_motion, appearance, _ = m.encoder.encode(latents[:, 0])
             if m.reader is not None:
-                reference_motion = batch.seen @ m.reader.directions
+                reference_motion = m.reader.tokens(batch.seen)
             assert reference_motion is not None
             reference_motion = reference_motion[:, None]
             if c.taught:
@@ -122,7 +122,7 @@ class Stage1(nn.Module):
         moved = None
         if m.decoder.warp is not None:
             with torch.set_grad_enabled(not c.only_flow):
-                maps = m.decoder.warp.maps(reference, appearance)
+                maps = cast(Tensor, m.maps(latents[:, 0], appearance, None if m.reader is None else batch.seen))
                 moved = m.decoder.warp(appearance, maps, reference_motion, motion)
                 if not c.only_flow:
                     losses |= self._warp(batch, moved, latents[:, 1:])
@@ -265,7 +265,7 @@ def train(
         landmarks = find_landmarks(model.reader, everything, Path(data) / "landmarks.npz")
         if init is None:
             fit_reader(model.reader, fresh, landmarks)
-        fresh.seen = held.seen = read_references(model.reader, landmarks)
+        fresh.landmarks = held.landmarks = landmarks
         model.reader.requires_grad_(False)
     if config.taught and model.decoder.warp is not None:
         # what the teacher wrote can be read exactly; steps of the optimiser are as large as these weights, and wash a

@@ -52,7 +52,7 @@ class Batch:
             middle, to the learned pictures of a mouth, whose edges are at -1 and 1.
         weight: (G, F, S, S) uint8: 0 background, 1 face, 2 mouth and eyes, 3 inside of the mouth.
         motion: (G, 1 + F, 30) float32 pose and expression of the reference and the targets; NaN where unknown.
-        seen: (G, 30) pose and expression of the reference as a face reader sees them; zeros without a reader.
+        seen: (G, 478, 3) landmarks of the reference, px, as a face reader sees them; zeros where they are not known.
     """
 
     reference: Tensor
@@ -100,7 +100,7 @@ class PuppetData:
         self.canonical = self.driver.canonical.astype(np.float32)
         blink = self.driver.blink(np.ones(1))[0]
         self.eyes = blink / np.square(blink).sum()  # reads the closure of the eyes from an expression
-        self.seen: dict[str, np.ndarray] = {}  # by group, (K, 11, 30) of REFERENCES: see training.reader
+        self.landmarks: dict[str, np.ndarray] = {}  # by group, see training.reader.find_landmarks
 
     def part(self, first: int, last: int | None) -> PuppetData:
         """The groups ``first`` to ``last`` alone."""
@@ -182,8 +182,8 @@ class PuppetData:
         shift = np.where(rng.random(identities) < 0.3, 0, rng.integers(1, max(2, identities)))
         driver = offset + (np.arange(identities) + shift) % identities
         weight = data["weight"][chosen[:, None], index]
-        reads = self.seen.get(self.groups[number].name)
-        seen = np.zeros((identities, motion.shape[-1]), np.float32) if reads is None else reads[chosen, choice]
+        found = self.landmarks.get(self.groups[number].name)
+        seen = np.zeros((identities, 478, 3), np.float32) if found is None else found[chosen, choice]
         return reference, target, driver, field, coarse, opening, mouth, weight, motion, seen
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from semo_sdk import constants
+
 __all__ = [
     "MESH",
     "STABLE",
@@ -52,9 +54,10 @@ INNER_UPPER, INNER_LOWER = UPPER_LIPS[3], LOWER_LIPS[3]
 INNER_LIPS = np.concatenate([INNER_UPPER, INNER_LOWER[-2:0:-1]])  # closed polygon
 OUTER_LIPS = np.concatenate([UPPER_LIPS[0], LOWER_LIPS[0][-2:0:-1]])
 # (2 eyes, 7 columns): upper lid, lower lid, crease above the upper lid.
-UPPER_LIDS = np.array([[246, 161, 160, 159, 158, 157, 173], [466, 388, 387, 386, 385, 384, 398]])
-LOWER_LIDS = np.array([[7, 163, 144, 145, 153, 154, 155], [249, 390, 373, 374, 380, 381, 382]])
-CREASES = np.array([[247, 30, 29, 27, 28, 56, 190], [467, 260, 259, 257, 258, 286, 414]])
+# without the corners, which no lid moves
+UPPER_LIDS, LOWER_LIDS, CREASES = (
+    np.array(lines)[:, 1:-1] for lines in (constants.UPPER_LIDS, constants.LOWER_LIDS, constants.EYE_CREASES)
+)
 EYE_CORNERS = np.array([[33, 133], [263, 362]])
 BROWS = np.array([[70, 63, 105, 66, 107, 46, 53, 52, 65, 55], [300, 293, 334, 296, 336, 276, 283, 282, 295, 285]])
 OVAL = np.array(

@@ -114,15 +114,6 @@ def fit_reader(reader: FaceReader, data: PuppetData, landmarks: Landmarks) -> No
     reader.linear.bias.copy_(bias)
 
 
-@torch.no_grad()
-def read_references(reader: FaceReader, landmarks: Landmarks) -> dict[str, np.ndarray]:
-    """What the reader says of each landmark set: (K, 11, 30) float32 by group."""
-    return {
-        name: np.stack([reader.read(torch.from_numpy(person)).numpy() for person in points])
-        for name, points in landmarks.items()
-    }
-
-
 def blink_motion(driver: Driver) -> Tensor:
     """(30,) change of pose and expression when the eyes close."""
     return torch.from_numpy(np.concatenate([np.zeros(POSE_SIZE), driver.blink(np.ones(1))[0]])).float()

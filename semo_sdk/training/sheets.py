@@ -31,13 +31,12 @@ def write_sheet(model: SemoModel, data: PuppetData, path: Path, *, taught: bool,
         driver, reference, truth = batch.target[1], batch.reference[:1], batch.target[0]
         with torch.autocast(device.type, torch.bfloat16):
             latents = model.to_latents(reference)
-            reference_motion, appearance = model.look(reference, latents)
+            reference_motion, appearance, maps = model.look(reference, latents)
             reference_motion = reference_motion[:, None]
             known = taught_targets(batch.motion[:1], reference_motion)
             motion = known if taught else model.read_motion(driver)[None]
-            cells, maps = [reference[0], driver[0]], None
+            cells = [reference[0], driver[0]]
             if model.decoder.warp is not None:
-                maps = model.decoder.warp.maps(model.whiten(latents), appearance)
                 moved = model.decoder.warp(appearance, maps, reference_motion, motion)
                 cells.append(model.to_frames(model.vae.warp(latents.expand(window, -1, -1, -1), moved).float())[0])
             cache = torch.stack(
