@@ -10,8 +10,8 @@ There, as often as the transfers need, with some of the pieces each time, and th
     python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9
 
 ``run`` does the steps of :func:`steps` in order of importance, each in a process of its own with a time limit, and
-stops when the minutes are over. Nothing that fails stops the rest: ``session.json`` says of each step what came of it. On a
-machine without a GPU the steps that need one are left out, so that everything else can be tried anywhere.
+stops when the minutes are over. Nothing that fails stops the rest: ``session.json`` says of each step what came of it.
+On a machine without a GPU the steps that need one are left out, so that everything else can be tried anywhere.
 
 The script itself needs nothing but Python's standard library.
 """
