@@ -1,7 +1,7 @@
 """OpenVINO: the CPU engine.
 
 Measured on a Zen 4 core with AVX512-BF16, rendering 16 frames of a model of semo-tiny's shape, in CPU milliseconds:
-bf16 328, f32 570 (ONNX Runtime f32 757), bf16 with dynamic shapes 368; int8 (NNCF) gains 3 % and costs 26 dB. So every input shape gets its own compiled
+bf16 328, f32 570 (ONNX Runtime f32 757), bf16 with dynamic shapes 368. So every input shape gets its own compiled
 model with static shapes. A compile costs 0.2 to 1.6 s, once; OpenVINO's disk cache would halve that for 130 MB a graph,
 so it is left off.
 """
