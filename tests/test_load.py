@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semo_sdk.benchmarks import load, load_client, load_plot, load_server, report
+from semo_sdk.benchmarks import load, load_client, load_plot, load_report, load_server, report
 from semo_sdk.benchmarks.load_client import Speaker, Trace, without_zeros
 from semo_sdk.doctor import fingerprint
 from semo_sdk.errors import ConfigError, SemoError
@@ -64,10 +64,10 @@ def test_lost_doubled_and_altered_samples_are_counted() -> None:
 def test_flat_memory_is_told_from_a_leak() -> None:
     grows = [(float(second), 500.0 + second) for second in range(100)]
     starts = [(float(second), 500.0 if second > 9 else 100.0) for second in range(1_000)]
-    assert load.flatness([], 1) is None
-    leak, warm = load.flatness(grows, 0), load.flatness(starts, 10)
+    assert load_report.flatness([], 1) is None
+    leak, warm = load_report.flatness(grows, 0), load_report.flatness(starts, 10)
     assert leak and leak["deviation_percent"] == pytest.approx(9, abs=0.1)
-    assert warm and warm["deviation_percent"] == 0 and len(warm["series"]) <= load.MAX_POINTS
+    assert warm and warm["deviation_percent"] == 0 and len(warm["series"]) <= load_report.MAX_POINTS
     assert warm["series"][0] == [0, 100]
 
 
