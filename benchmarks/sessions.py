@@ -255,7 +255,7 @@ def markdown(result: dict[str, Any]) -> str:
     carried = f"{result['carried']} live session{'' if result['carried'] == 1 else 's'}"
     head = (
         f"`{result['bundle']}` ({result['weights']}), {result['backend']} {result['precision']}, "
-        f'`latency="{result["latency"]}"`: **{result["carried"]} live sessions** are carried'
+        f'`latency="{result["latency"]}"`: **{carried}** carried'
     )
     rows = [
         [
