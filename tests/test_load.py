@@ -137,6 +137,15 @@ def test_a_freeze_leaves_evidence(running: Running, second: Path, monkeypatch: p
         assert any("rto:" in line for line in note["sockets"]) and "127.0.0.1" not in str(note)
 
 
+RESULTS = EXAMPLES.parent / "benchmarks" / "results" / "load"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_the_page_shows_the_committed_result(path: Path) -> None:
+    page = (EXAMPLES.parent / "docs" / "load.md").read_text(encoding="utf-8")
+    assert report.update_readme(page, [json.loads(path.read_text(encoding="utf-8"))]) == page
+
+
 def test_what_cannot_be_measured_is_refused(running: Running, second: Path) -> None:
     with pytest.raises(ConfigError, match="frame rates"):
         measured(running, second, rates=(30.0,))
