@@ -159,6 +159,23 @@ def test_whatever_hangs_calls_return_at_once(stage: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_while_a_pass_hangs_new_work_is_refused(
+    tmp_path: Path, portrait: Portrait, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    with serving(tmp_path, portrait) as running, running.client() as client, client.live() as live:
+        gate = running.taps[stage].gate = threading.Event()
+        monkeypatch.setattr(engine_module, "HANG_SECONDS", 0.3)
+        wait_for(lambda: not running.service.engine.healthy)
+        with pytest.raises(CapacityError, match="not ready"):
+            client.request("GET", "/ready")
+        monkeypatch.setattr(engine_module, "HANG_SECONDS", 30.0)
+        running.taps[stage].gate = None
+        gate.set()
+        wait_for(lambda: running.service.engine.healthy)
+        assert any(isinstance(item, LiveFrame) for item, _ in zip(live, range(30), strict=False))
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_dies_in_the_middle_of_speech_ends_the_session_with_its_reason(stage: str) -> None:
     world = World()
     session, later = world.open(), world.open(seed=1)
