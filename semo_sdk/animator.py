@@ -19,6 +19,7 @@ from semo_sdk.config import SemoConfig
 from semo_sdk.constants import CHUNK_FRAMES
 from semo_sdk.driving import Driver, face_crops
 from semo_sdk.errors import AudioError
+from semo_sdk.hub import Pretrained
 from semo_sdk.media.audio import load_audio
 from semo_sdk.media.image import Portrait, find_portrait, load_image
 from semo_sdk.motion import Motion
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 Sound = str | os.PathLike[str] | bytes | np.ndarray
 
 
-class Animator:
+class Animator(Pretrained):
     """Makes a portrait speak.
 
     >>> Animator("portrait.jpg").from_audio("speech.wav").save("talking.mp4")      # a file
