@@ -4,7 +4,7 @@ For a box without a network, where this package is not installed. With a network
 
     python benchmarks/gpu_session.py pack .whl            # wheels for that box, in pieces that travel
 
-There, as often as the transfers need, with some of the pieces each time, and then::
+There, with as many pieces each time as one transfer takes, and at last the run::
 
     python3 benchmarks/gpu_session.py stow .whl /tmp/pieces      # keeps pieces; whole wheels are installed
     python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9
@@ -34,8 +34,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = Path(os.environ.get("SEMO_SITE", "/tmp/semo-site"))
-PIECE_BYTES = 24 << 20  # two fit into one transfer of 64 MiB, with the repository
-# What a box with torch, onnx, onnxscript, numpy, safetensors, typer and cuda-bindings lacks. torch stays its own.
+PIECE_BYTES = 7 << 20  # one fits into a transfer of 64 MiB beside the repository, most of which is semo-tiny's weights
+# What a box with torch, onnx, onnxscript, numpy, safetensors, typer and cuda-bindings lacks, the most needed first:
+# without the last three (14 and 40 pieces) torch's rows are measured all the same. torch stays the box's own.
 WHEELS = (
     "pydantic",
     "pydantic-core",
@@ -43,6 +44,7 @@ WHEELS = (
     "imageio-ffmpeg",
     "nvidia-ml-py",
     "diffusers",
+    "importlib-metadata",
     "tensorrt-rtx-cu13-libs",
     "tensorrt-rtx-cu13-bindings",
     "onnxruntime-gpu",
