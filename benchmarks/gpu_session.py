@@ -78,7 +78,7 @@ def steps(base: str, seconds: float) -> list[Step]:
         base: folder of a semo-base bundle with random weights, which the session exports.
         seconds: of each measurement.
     """
-    bench = "semo_sdk.benchmarks."
+    bench, checks = "semo_sdk.benchmarks.", "semo_sdk.benchmarks.gpu_checks"
     rtx, ort = ("tensorrt_rtx_bindings",), ("onnxruntime",)
     rows: list[Step] = []
 
@@ -96,7 +96,7 @@ def steps(base: str, seconds: float) -> list[Step]:
 
     semo = ("-c", "from semo_sdk.cli import main; main()")
     rows.append(Step("doctor", (*semo, "doctor", "--json"), gpu=False))
-    rows.append(Step("parity", (__file__, "parity", "semo-tiny", "{json}"), gpu=False, modules=ort))
+    rows.append(Step("parity", ("-m", checks, "parity", "semo-tiny", "{json}"), gpu=False, modules=ort))
     rows.append(
         Step(
             "contract-tests",
@@ -108,7 +108,15 @@ def steps(base: str, seconds: float) -> list[Step]:
     throughput("tiny-torch-fp16", "semo-tiny", "torch", "fp16", "--naive")
     latency("tiny-latency-torch", "semo-tiny", "torch")
     sessions("tiny-sessions-torch", "semo-tiny", "torch", "low")
-    rows.append(Step("base-export", (__file__, "random-base", base), 4, gpu=False, modules=("diffusers", "onnxscript")))
+    rows.append(
+        Step(
+            "base-export",
+            ("-m", checks, "random", "semo-base", base),
+            4,
+            gpu=False,
+            modules=("diffusers", "onnxscript"),
+        )
+    )
     throughput("base-torch-bf16", base, "torch", "bf16", "--naive", minutes=4)
     throughput("base-torch-fp16", base, "torch", "fp16", minutes=4)
     latency("base-latency-torch", base, "torch")
@@ -200,72 +208,6 @@ def install_tree() -> list[str]:
     return [str(SITE)]
 
 
-def random_base(folder: Path, name: str = "semo-base") -> None:
-    """Writes a preset with random weights as a bundle: for its speed alone; nobody has trained it.
-
-    Graphs in float16; unlike ``semo export`` it does not run them, which takes minutes at that size on a CPU.
-    """
-    import torch
-
-    from semo_sdk.backends.base import graph_specs
-    from semo_sdk.bundle import WEIGHTS_FILE
-    from semo_sdk.config import preset
-    from semo_sdk.export.bundle import write_graph
-    from semo_sdk.export.weights import WeightIndex
-    from semo_sdk.export.writer import bundle_folder, write_manifest
-    from semo_sdk.models.checkpoint import save_checkpoint
-    from semo_sdk.models.graphs import graph_modules
-    from semo_sdk.models.semo import SemoModel
-
-    config = preset(name)
-    torch.manual_seed(0)
-    model = SemoModel(config).eval()
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    with bundle_folder(folder, force=True) as work:
-        model.half()
-        save_checkpoint(work / WEIGHTS_FILE, model)
-        index, modules = WeightIndex(work / WEIGHTS_FILE), graph_modules(model)
-        for spec in graph_specs(config).values():
-            write_graph(modules[spec.name], spec, config, "fp16", index)
-        origin = {"weights": "random"}
-        write_manifest(work, config, precisions=["fp16"], licence="", provenance=origin, metrics={})
-
-
-def parity(bundle: str, out: Path) -> bool:
-    """Every graph on every backend that runs here beside ONNX Runtime on the CPU in float32; whether all are close."""
-    from semo_sdk.backends import load_engines
-    from semo_sdk.backends.base import graph_specs
-    from semo_sdk.bundle import Bundle
-    from semo_sdk.engines.check import compare, make_samples
-    from semo_sdk.errors import SemoError
-
-    opened = Bundle.open(bundle)
-    with load_engines(opened, "onnxruntime:cpu", "fp32") as trusted:
-        samples = make_samples(opened.config, trusted, batch=2)
-    rows = []
-    backends = ("openvino", "torch", "torch:compile", "onnxruntime:cuda", "onnxruntime:tensorrt", "tensorrt")
-    for backend in backends:
-        for precision in ("fp32", "bf16", "fp16"):
-            row: dict[str, Any] = {"backend": backend, "precision": precision}
-            try:
-                if backend == "torch:compile" and shutil.which("nvidia-smi") is None:
-                    raise SemoError("measured on GPUs only")
-                with load_engines(opened, backend, precision) as engines:
-                    tries = {
-                        name: compare(spec, precision, samples.outputs[name], engines[name](samples.feeds[name]))
-                        for name, spec in graph_specs(opened.config).items()
-                    }
-                row |= {"passed": all(t.passed for t in tries.values())}
-                row |= {"graphs": {name: t.detail for name, t in tries.items()}}
-            except SemoError as error:
-                row["left_out"] = str(error)
-            rows.append(row)
-    out.write_text(json.dumps({"benchmark": "parity", "bundle": bundle, "rows": rows}, indent=1), encoding="utf-8")
-    return all(row.get("passed", True) for row in rows)
-
-
 def pack(folder: Path) -> None:
     """Downloads the wheels through pip and cuts them into pieces, with a list of their checksums."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -325,21 +267,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     running.add_argument("--minutes", type=float, default=9.0)
     running.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     running.add_argument("--only", default="", help="steps whose name holds this")
-    commands.add_parser("random-base").add_argument("folder", type=Path)
-    checking = commands.add_parser("parity")
-    checking.add_argument("bundle")
-    checking.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
     if options.command == "pack":
         pack(options.folder)
     elif options.command == "stow":
         say(f"installed: {', '.join(stow(options.folder, options.kept)) or 'nothing yet'}")
-    elif options.command == "run":
-        run(options.out, options.minutes, options.seconds, options.only)
-    elif options.command == "parity":
-        sys.exit(0 if parity(options.bundle, options.out) else 1)
     else:
-        random_base(options.folder)
+        run(options.out, options.minutes, options.seconds, options.only)
 
 
 def say(text: str) -> None:

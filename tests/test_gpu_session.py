@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from semo_sdk.backends import load_engines
-from semo_sdk.benchmarks import gpu_session
+from semo_sdk.benchmarks import gpu_checks, gpu_session
 from semo_sdk.bundle import Bundle
 from semo_sdk.config import PRESETS, SemoConfig
 from tests.conftest import TINY
@@ -100,7 +100,7 @@ def test_a_preset_of_random_weights_runs_in_float16(work: Path, monkeypatch: pyt
     pytest.importorskip("onnxscript")
     small: dict[str, SemoConfig] = {**PRESETS, "small": TINY}
     monkeypatch.setattr("semo_sdk.config.PRESETS", small)
-    gpu_session.random_base(work / "bundle", "small")
+    gpu_checks.random_bundle("small", work / "bundle")
     bundle = Bundle.open(work / "bundle")
     assert bundle.precisions == ("fp16",) and bundle.manifest.provenance == {"weights": "random"}
     from semo_sdk.benchmarks.throughput import passes

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": BASE | {"bundle", "backends"},
     "training": BASE | {"media", "models"},
     "doctor": RUNTIME,
-    "benchmarks": API | {"doctor", "models", "training", "serving"},
+    "benchmarks": API | {"doctor", "models", "export", "engines", "training", "serving"},
     "serving": API,
     "testing": {"errors"},
     "cli": API | {"doctor", "models", "export", "engines", "training", "benchmarks", "serving"},
