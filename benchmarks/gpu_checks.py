@@ -18,12 +18,13 @@ from typing import Any
 def random_bundle(name: str, folder: Path) -> None:
     """Writes a preset with random weights as a bundle: for its speed alone; nobody has trained it.
 
-    Graphs in float16; unlike ``semo export`` it does not run them, which takes minutes at that size on a CPU.
+    Graphs in float16; unlike ``semo export`` it does not run them, which takes minutes at that size on a CPU. Exporting
+    takes minutes too (one thread of Python), so a bundle that is there already is left as it is.
     """
     import torch
 
     from semo_sdk.backends.base import graph_specs
-    from semo_sdk.bundle import WEIGHTS_FILE
+    from semo_sdk.bundle import MANIFEST_FILE, WEIGHTS_FILE
     from semo_sdk.config import preset
     from semo_sdk.export.bundle import write_graph
     from semo_sdk.export.weights import WeightIndex
@@ -32,6 +33,8 @@ def random_bundle(name: str, folder: Path) -> None:
     from semo_sdk.models.graphs import graph_modules
     from semo_sdk.models.semo import SemoModel
 
+    if (folder / MANIFEST_FILE).is_file():
+        return
     config = preset(name)
     torch.manual_seed(0)
     model = SemoModel(config).eval()

@@ -7,11 +7,14 @@ For a box without a network, where this package is not installed. With a network
 There, with as many pieces each time as one transfer takes, and at last the run::
 
     python3 benchmarks/gpu_session.py stow .whl /tmp/pieces      # keeps pieces; whole wheels are installed
-    python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9
+    python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9 --only tiny         # or parity, contract, cpu
+    python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9 --only base-export  # once: minutes of Python
+    python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9 --only base
 
-``run`` does the steps of :func:`steps` in order of importance, each in a process of its own with a time limit, and
-stops when the minutes are over. Nothing that fails stops the rest: ``session.json`` says of each step what came of it.
-On a machine without a GPU the steps that need one are left out, so that everything else can be tried anywhere.
+``run`` without ``--only`` does all of :func:`steps` in order of importance, each step in a process of its own with a
+time limit, and stops when the minutes are over. Nothing that fails stops the rest: ``session.json`` says of each step
+what came of it. On a machine without a GPU the steps that need one are left out, so that everything else can be tried
+anywhere.
 
 The script itself needs nothing but Python's standard library.
 """
@@ -112,7 +115,7 @@ def steps(base: str, seconds: float) -> list[Step]:
         Step(
             "base-export",
             ("-m", checks, "random", "semo-base", base),
-            4,
+            9,
             gpu=False,
             modules=("diffusers", "onnxscript"),
         )
