@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock
 
@@ -28,7 +28,7 @@ from semo_sdk.serving.avatar import Avatar
 from semo_sdk.serving.capacity import Capacity
 from semo_sdk.serving.engine import Engine
 from semo_sdk.serving.livekit import AvatarSession, SemoVideoGenerator
-from semo_sdk.testing import CHECKS, check_video_generator
+from semo_sdk.testing import check_video_generator
 from tests.agents_tools import RATE, quick, run, voice
 
 
@@ -122,17 +122,9 @@ async def stream(pcm: np.ndarray) -> AsyncIterator[rtc.AudioFrame]:
         yield frame
 
 
-def conforms(animator: Animator, checks: Iterable[str]) -> None:
-    run(check_video_generator(lambda: SemoVideoGenerator(animator), checks=checks)).raise_for_failures()
-
-
-def test_it_conforms(animator: Animator) -> None:
-    conforms(animator, CHECKS.keys() - {"long_run"})
-
-
 @pytest.mark.slow
-def test_it_conforms_for_long(animator: Animator) -> None:
-    conforms(animator, ["long_run"])
+def test_it_conforms(animator: Animator) -> None:
+    run(check_video_generator(lambda: SemoVideoGenerator(animator))).raise_for_failures()
 
 
 @pytest.mark.parametrize("rate", [16_000, 24_000, 44_100, 48_000])
