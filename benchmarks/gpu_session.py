@@ -4,14 +4,17 @@ For a box without a network, where this package is not installed. With a network
 
     python benchmarks/gpu_session.py pack .whl            # wheels for that box, in pieces that travel
 
-There, as often as the transfers need, with some of the pieces each time, and then::
+There, with as many pieces each time as one transfer takes, and at last the run::
 
     python3 benchmarks/gpu_session.py stow .whl /tmp/pieces      # keeps pieces; whole wheels are installed
-    python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9
+    python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9 --only tiny         # or parity, contract, cpu
+    python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9 --only base-export  # once: minutes of Python
+    python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9 --only base
 
-``run`` does the steps of :func:`steps` in order of importance, each in a process of its own with a time limit, and
-stops when the minutes are over. Nothing that fails stops the rest: ``session.json`` says of each step what came of it. On a
-machine without a GPU the steps that need one are left out, so that everything else can be tried anywhere.
+``run`` without ``--only`` does all of :func:`steps` in order of importance, each step in a process of its own with a
+time limit, and stops when the minutes are over. Nothing that fails stops the rest: ``session.json`` says of each step
+what came of it. On a machine without a GPU the steps that need one are left out, so that everything else can be tried
+anywhere.
 
 The script itself needs nothing but Python's standard library.
 """
@@ -34,8 +37,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = Path(os.environ.get("SEMO_SITE", "/tmp/semo-site"))
-PIECE_BYTES = 24 << 20  # two fit into one transfer of 64 MiB, with the repository
-# What a box with torch, onnx, onnxscript, numpy, safetensors, typer and cuda-bindings lacks. torch stays its own.
+PIECE_BYTES = 7 << 20  # one fits into a transfer of 64 MiB beside the repository, most of which is semo-tiny's weights
+# What a box with torch, onnx, onnxscript, numpy, safetensors, typer and cuda-bindings lacks, the most needed first:
+# without the last three (14 and 40 pieces) torch's rows are measured all the same. torch stays the box's own.
 WHEELS = (
     "pydantic",
     "pydantic-core",
@@ -43,6 +47,7 @@ WHEELS = (
     "imageio-ffmpeg",
     "nvidia-ml-py",
     "diffusers",
+    "importlib-metadata",
     "tensorrt-rtx-cu13-libs",
     "tensorrt-rtx-cu13-bindings",
     "onnxruntime-gpu",
@@ -76,7 +81,7 @@ def steps(base: str, seconds: float) -> list[Step]:
         base: folder of a semo-base bundle with random weights, which the session exports.
         seconds: of each measurement.
     """
-    bench = "semo_sdk.benchmarks."
+    bench, checks = "semo_sdk.benchmarks.", "semo_sdk.benchmarks.gpu_checks"
     rtx, ort = ("tensorrt_rtx_bindings",), ("onnxruntime",)
     rows: list[Step] = []
 
@@ -94,12 +99,27 @@ def steps(base: str, seconds: float) -> list[Step]:
 
     semo = ("-c", "from semo_sdk.cli import main; main()")
     rows.append(Step("doctor", (*semo, "doctor", "--json"), gpu=False))
-    rows.append(Step("parity", (__file__, "parity", "semo-tiny", "{json}"), gpu=False, modules=ort))
-    rows.append(Step("contract-tests", ("-m", "pytest", "-q", "tests/test_gpu.py"), 2, modules=("pytest",)))
+    rows.append(Step("parity", ("-m", checks, "parity", "semo-tiny", "{json}"), gpu=False, modules=ort))
+    rows.append(
+        Step(
+            "contract-tests",
+            ("-m", "pytest", "-q", "--import-mode=append", "tests/test_gpu.py"),
+            2,
+            modules=("pytest",),
+        )
+    )
     throughput("tiny-torch-fp16", "semo-tiny", "torch", "fp16", "--naive")
     latency("tiny-latency-torch", "semo-tiny", "torch")
     sessions("tiny-sessions-torch", "semo-tiny", "torch", "low")
-    rows.append(Step("base-export", (__file__, "random-base", base), 4, gpu=False, modules=("diffusers", "onnxscript")))
+    rows.append(
+        Step(
+            "base-export",
+            ("-m", checks, "random", "semo-base", base),
+            9,
+            gpu=False,
+            modules=("diffusers", "onnxscript"),
+        )
+    )
     throughput("base-torch-bf16", base, "torch", "bf16", "--naive", minutes=4)
     throughput("base-torch-fp16", base, "torch", "fp16", minutes=4)
     latency("base-latency-torch", base, "torch")
@@ -126,6 +146,8 @@ def run(out: Path, minutes: float, seconds: float, only: str) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     site = install_tree()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(site), "XDG_CACHE_HOME": str(work / "cache")}
+    if site:
+        environment["PYTHONSAFEPATH"] = "1"  # this checkout's semo_sdk has no benchmarks inside; the copy has
     until = time.monotonic() + 60 * minutes
     has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
     done: dict[str, Any] = {}
@@ -189,72 +211,6 @@ def install_tree() -> list[str]:
     return [str(SITE)]
 
 
-def random_base(folder: Path, name: str = "semo-base") -> None:
-    """Writes a preset with random weights as a bundle: for its speed alone; nobody has trained it.
-
-    Graphs in float16; unlike ``semo export`` it does not run them, which takes minutes at that size on a CPU.
-    """
-    import torch
-
-    from semo_sdk.backends.base import graph_specs
-    from semo_sdk.bundle import WEIGHTS_FILE
-    from semo_sdk.config import preset
-    from semo_sdk.export.bundle import write_graph
-    from semo_sdk.export.weights import WeightIndex
-    from semo_sdk.export.writer import bundle_folder, write_manifest
-    from semo_sdk.models.checkpoint import save_checkpoint
-    from semo_sdk.models.graphs import graph_modules
-    from semo_sdk.models.semo import SemoModel
-
-    config = preset(name)
-    torch.manual_seed(0)
-    model = SemoModel(config).eval()
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    with bundle_folder(folder, force=True) as work:
-        model.half()
-        save_checkpoint(work / WEIGHTS_FILE, model)
-        index, modules = WeightIndex(work / WEIGHTS_FILE), graph_modules(model)
-        for spec in graph_specs(config).values():
-            write_graph(modules[spec.name], spec, config, "fp16", index)
-        origin = {"weights": "random"}
-        write_manifest(work, config, precisions=["fp16"], licence="", provenance=origin, metrics={})
-
-
-def parity(bundle: str, out: Path) -> bool:
-    """Every graph on every backend that runs here beside ONNX Runtime on the CPU in float32; whether all are close."""
-    from semo_sdk.backends import load_engines
-    from semo_sdk.backends.base import graph_specs
-    from semo_sdk.bundle import Bundle
-    from semo_sdk.engines.check import compare, make_samples
-    from semo_sdk.errors import SemoError
-
-    opened = Bundle.open(bundle)
-    with load_engines(opened, "onnxruntime:cpu", "fp32") as trusted:
-        samples = make_samples(opened.config, trusted, batch=2)
-    rows = []
-    backends = ("openvino", "torch", "torch:compile", "onnxruntime:cuda", "onnxruntime:tensorrt", "tensorrt")
-    for backend in backends:
-        for precision in ("fp32", "bf16", "fp16"):
-            row: dict[str, Any] = {"backend": backend, "precision": precision}
-            try:
-                if backend == "torch:compile" and shutil.which("nvidia-smi") is None:
-                    raise SemoError("measured on GPUs only")
-                with load_engines(opened, backend, precision) as engines:
-                    tries = {
-                        name: compare(spec, precision, samples.outputs[name], engines[name](samples.feeds[name]))
-                        for name, spec in graph_specs(opened.config).items()
-                    }
-                row |= {"passed": all(t.passed for t in tries.values())}
-                row |= {"graphs": {name: t.detail for name, t in tries.items()}}
-            except SemoError as error:
-                row["left_out"] = str(error)
-            rows.append(row)
-    out.write_text(json.dumps({"benchmark": "parity", "bundle": bundle, "rows": rows}, indent=1), encoding="utf-8")
-    return all(row.get("passed", True) for row in rows)
-
-
 def pack(folder: Path) -> None:
     """Downloads the wheels through pip and cuts them into pieces, with a list of their checksums."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -314,21 +270,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     running.add_argument("--minutes", type=float, default=9.0)
     running.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     running.add_argument("--only", default="", help="steps whose name holds this")
-    commands.add_parser("random-base").add_argument("folder", type=Path)
-    checking = commands.add_parser("parity")
-    checking.add_argument("bundle")
-    checking.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
     if options.command == "pack":
         pack(options.folder)
     elif options.command == "stow":
         say(f"installed: {', '.join(stow(options.folder, options.kept)) or 'nothing yet'}")
-    elif options.command == "run":
-        run(options.out, options.minutes, options.seconds, options.only)
-    elif options.command == "parity":
-        sys.exit(0 if parity(options.bundle, options.out) else 1)
     else:
-        random_base(options.folder)
+        run(options.out, options.minutes, options.seconds, options.only)
 
 
 def say(text: str) -> None:

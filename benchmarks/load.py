@@ -30,15 +30,15 @@ import numpy as np
 
 from semo_sdk.benchmarks.command import deliver, make_parser
 from semo_sdk.benchmarks.load_client import Speaker, Trace, without_zeros
+from semo_sdk.benchmarks.load_report import flatness, markdown
 from semo_sdk.benchmarks.load_server import Memory, keys_and_portraits, own_server
-from semo_sdk.benchmarks.report import percentiles, table
+from semo_sdk.benchmarks.report import percentiles
 from semo_sdk.constants import FPS
 from semo_sdk.errors import CapacityError, ConfigError, SemoError
 
 MAX_GAP_FRAMES = 2.0
 SETTLE_SECONDS = 2.0  # after a client joined, before measuring
 WARM_UP = 0.2  # share of the hold before memory must be flat, at most a minute
-MAX_POINTS = 300  # of memory in the result
 
 
 @dataclass
@@ -196,29 +196,6 @@ async def run_at(
     }
 
 
-def flatness(series: Sequence[tuple[float, float]], warm_up: float) -> dict[str, Any] | None:
-    """How flat memory was.
-
-    Args:
-        series: (seconds, MiB).
-        warm_up: seconds that do not count.
-
-    Returns:
-        ``deviation_percent``: the farthest from the median, after the warm-up; and the series, thinned out.
-    """
-    warm = np.array([mib for seconds, mib in series if seconds >= warm_up])
-    if not len(warm):
-        return None
-    median = float(np.median(warm))
-    thin = series[:: -(-len(series) // MAX_POINTS)]
-    return {
-        "median_mib": round(median, 1),
-        "deviation_percent": round(100 * float(np.abs(warm - median).max()) / median, 2),
-        "warm_up_s": warm_up,
-        "series": [[round(seconds, 1), round(mib, 1)] for seconds, mib in thin],
-    }
-
-
 async def wait(seconds: float, text: str) -> None:
     """Sleeps, behind a progress bar if it has a name."""
     from tqdm import tqdm
@@ -271,47 +248,6 @@ async def run(
     async with Memory(url) as memory:
         runs = [await run_at(url, seats, pcm, memory, fps=fps, **settings) for fps in rates]
     return {"benchmark": "load", "latency": latency, "runs": runs}
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """The result as Markdown tables: what each number of sessions cost, and the hold."""
-    ramp = [
-        [
-            f"{run['fps']:g}",
-            level["sessions"],
-            *(_triple(level[name]) for name in ("gap_ms", "first_frame_ms")),
-        ]
-        for run in result["runs"]
-        for level in run["ramp"]
-    ]
-    rows = [_held(run) for run in result["runs"] if run["hold"]]
-    head = ["frames a second", "sessions", "gap p50 / p99 / max, ms", "first frame p50 / p99 / max, ms"]
-    text = table(head, ramp)
-    if rows:
-        columns = ["held", "sessions", *head[2:], "samples lost, doubled, altered", "memory"]
-        text += "\n\n" + table(columns, rows)
-    cpu = result["fingerprint"]["cpu"]
-    reasons = "; ".join(f"at {run['fps']:g}: {run['stopped']}" for run in result["runs"])
-    return (
-        f"{text}\n\n`{result['bundle']}`, latency `{result['latency']}`, {cpu['usable_cores']} cores. Ramp: {reasons}."
-    )
-
-
-def _triple(values: dict[str, float] | None) -> str:
-    return " / ".join(f"{values[name]:.0f}" for name in ("p50", "p99", "max")) if values else "none"
-
-
-def _held(run: dict[str, Any]) -> list[object]:
-    held, checked = run["hold"], run["checked"]
-    memory = held["memory"]
-    return [
-        f"{held['seconds'] / 60:.1f} min at {run['fps']:g}",
-        held["sessions"],
-        _triple(held["gap_ms"]),
-        _triple(held["first_frame_ms"]),
-        f"{checked['lost']}, {checked['doubled']}, {checked['altered']} of {checked['samples']:,}",
-        f"{memory['median_mib']:.0f} MiB ±{memory['deviation_percent']:.1f} %" if memory else "unknown",
-    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,9 +23,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise MissingDependencyError("--plot needs matplotlib: pip install 'semo-sdk[train]'") from error
-    figure = Figure(figsize=(11, 3.2), layout="constrained", dpi=80)
+    figure = Figure(figsize=(12, 3.6), layout="constrained", dpi=80)
     gaps, firsts, memory = figure.subplots(1, 3)
     for number, run in enumerate(result["runs"]):
         for axes, name in ((gaps, "gap_ms"), (firsts, "first_frame_ms")):
@@ -36,11 +37,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
                     [level[name][percentile] for level in levels],
                     style,
                     color=f"C{number}",
-                    label=f"{percentile}, {run['fps']:g} frames/s",
+                    label=f"{run['fps']:g} fps, {percentile}",
                 )
         held = run["hold"]
         if held and held["memory"]:
-            label = f"{held['sessions']} sessions, {run['fps']:g} frames/s"
+            label = f"{run['fps']:g} fps, {held['sessions']} sessions"
             memory.plot(*zip(*held["memory"]["series"], strict=True), color=f"C{number}", label=label)
     for axes, title, across in (
         (gaps, "between two frames, ms", "live sessions"),
@@ -48,12 +49,14 @@ def plot(result: dict[str, Any], path: Path) -> None:
         (memory, "resident memory of the server, MiB", "seconds"),
     ):
         axes.set(title=title, xlabel=across)
-        axes.set_ylim(bottom=0)
+        highest = max((float(max(line.get_ydata())) for line in axes.lines), default=1.0)
+        axes.set_ylim(0, 1.5 * highest)  # room for the legend
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="x-small", loc="upper right", ncols=len(result["runs"]))
         if axes is not memory:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.margins(x=0.2)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary)

@@ -32,6 +32,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         raise MissingDependencyError(f"plots need matplotlib ({error}): pip install 'semo-sdk[train]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     batches = [result for result in results if result.get("benchmark") == "throughput"]
     crowds = [result for result in results if result.get("benchmark") == "sessions"]
@@ -54,6 +55,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     ):
         axes.set(title=title, xlabel=x, ylim=(0, None))
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.lines and any(not line.get_label().startswith("_") for line in axes.lines):
             axes.legend(fontsize=7)
     with replacing(path) as temporary:

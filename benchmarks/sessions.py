@@ -252,9 +252,10 @@ def _next(counts: Sequence[int], tries: dict[int, dict[str, Any]], share: float)
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as a Markdown table."""
+    carried = f"{result['carried']} live session{'' if result['carried'] == 1 else 's'}"
     head = (
         f"`{result['bundle']}` ({result['weights']}), {result['backend']} {result['precision']}, "
-        f'`latency="{result["latency"]}"`: **{result["carried"]} live sessions** are carried'
+        f'`latency="{result["latency"]}"`: **{carried}** carried'
     )
     rows = [
         [

@@ -18,6 +18,7 @@ from semo_sdk.clip import Clip, fit_audio
 from semo_sdk.config import SemoConfig
 from semo_sdk.constants import CHUNK_FRAMES
 from semo_sdk.driving import Driver, face_crops, sound_of
+from semo_sdk.hub import Pretrained
 from semo_sdk.media.audio import load_audio
 from semo_sdk.media.image import Portrait, find_portrait, load_image
 from semo_sdk.motion import Motion
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 Sound = str | os.PathLike[str] | bytes | np.ndarray
 
 
-class Animator:
+class Animator(Pretrained):
     """Makes a portrait speak.
 
     >>> Animator("portrait.jpg").from_audio("speech.wav").save("talking.mp4")      # a file

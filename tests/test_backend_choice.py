@@ -74,7 +74,7 @@ def test_every_backend_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_auto_prefers_openvino_and_says_so(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "semo_sdk"), load_engines(bundle) as engines:
         assert engines.backend == "openvino"
-        assert engines.precision == ("bf16" if "BF16" in openvino.capabilities() else "fp32")
+        assert engines.precision == ("bf16" if openvino.has_bf16() else "fp32")
         assert "OpenVINO" in engines.reason and engines.reason in caplog.text
         assert list(engines) == ["reference", "motion_encoder", "audio", "motion", "render"]
         assert engines["audio"] is engines["audio"]
@@ -95,6 +95,20 @@ def test_auto_takes_the_next_when_one_is_missing(bundle: Bundle, monkeypatch: py
     with pytest.raises(BackendUnavailableError, match=r"semo-sdk\[ort\]"):
         load_engines(bundle, "onnxruntime")
     openvino._core.cache_clear()
+
+
+def test_bf16_is_not_taken_where_the_environment_forbids_its_instructions(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "capabilities", lambda: frozenset({"FP32", "BF16"}))
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    for limit, expected in (("", "bf16"), ("avx2", "fp32"), ("AVX512_CORE_VNNI", "fp32"), ("AVX512_CORE_BF16", "bf16")):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert openvino.resolve_precision("auto", bundle) == expected
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert "limits instruction sets to AVX2" in openvino.probe().reason
+    with pytest.raises(BackendUnavailableError, match="ONEDNN_MAX_CPU_ISA=AVX2 leaves no bf16"):
+        openvino.resolve_precision("bf16", bundle)
 
 
 class Gpu:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semo_sdk.benchmarks import load, load_client, load_plot, load_server, report
+from semo_sdk.benchmarks import load, load_client, load_plot, load_report, load_server, report
 from semo_sdk.benchmarks.load_client import Speaker, Trace, without_zeros
 from semo_sdk.doctor import fingerprint
 from semo_sdk.errors import ConfigError, SemoError
@@ -64,10 +64,10 @@ def test_lost_doubled_and_altered_samples_are_counted() -> None:
 def test_flat_memory_is_told_from_a_leak() -> None:
     grows = [(float(second), 500.0 + second) for second in range(100)]
     starts = [(float(second), 500.0 if second > 9 else 100.0) for second in range(1_000)]
-    assert load.flatness([], 1) is None
-    leak, warm = load.flatness(grows, 0), load.flatness(starts, 10)
+    assert load_report.flatness([], 1) is None
+    leak, warm = load_report.flatness(grows, 0), load_report.flatness(starts, 10)
     assert leak and leak["deviation_percent"] == pytest.approx(9, abs=0.1)
-    assert warm and warm["deviation_percent"] == 0 and len(warm["series"]) <= load.MAX_POINTS
+    assert warm and warm["deviation_percent"] == 0 and len(warm["series"]) <= load_report.MAX_POINTS
     assert warm["series"][0] == [0, 100]
 
 
@@ -135,6 +135,15 @@ def test_a_freeze_leaves_evidence(running: Running, second: Path, monkeypatch: p
     if "ss: " not in note["sockets"][0]:
         assert len(note["sockets"]) == 2 and all(line.startswith("ESTAB") for line in note["sockets"])
         assert any("rto:" in line for line in note["sockets"]) and "127.0.0.1" not in str(note)
+
+
+RESULTS = EXAMPLES.parent / "benchmarks" / "results" / "load"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_the_page_shows_the_committed_result(path: Path) -> None:
+    page = (EXAMPLES.parent / "docs" / "load.md").read_text(encoding="utf-8")
+    assert report.update_readme(page, [json.loads(path.read_text(encoding="utf-8"))]) == page
 
 
 def test_what_cannot_be_measured_is_refused(running: Running, second: Path) -> None:

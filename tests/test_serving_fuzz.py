@@ -140,7 +140,7 @@ def test_damaged_sounds(http: httpx.Client, data: bytes) -> None:
     send_sound(http, data)
 
 
-@settings(FEW, max_examples=60)
+@settings(FEW, max_examples=100)
 @given(data=damaged(states))
 def test_damaged_states(http: httpx.Client, data: bytes) -> None:
     send_state(http, data)

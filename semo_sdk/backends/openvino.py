@@ -9,6 +9,7 @@ so it is left off.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 NAME = "openvino"
 PRECISIONS = ("fp32", "bf16", "fp16")
 VARIANTS: tuple[str, ...] = ()
+WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"})
 MAX_COMPILED = 4  # shapes kept compiled for one graph; the least recently used goes first
 
 
@@ -117,6 +119,20 @@ def capabilities() -> frozenset[str]:
     return frozenset(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
+def has_bf16() -> bool:
+    """Whether bfloat16 is fast here.
+
+    OpenVINO goes by the processor alone; under a limit of oneDNN's instruction sets (``ONEDNN_MAX_CPU_ISA``) it would
+    emulate bfloat16 fifty times slower, or fail.
+    """
+    return "BF16" in capabilities() and isa_limit() not in WITHOUT_BF16
+
+
+def isa_limit() -> str:
+    """The limit that the environment sets to oneDNN's instruction sets, "" for none."""
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+
+
 def probe() -> BackendInfo:
     """Whether OpenVINO works here."""
     try:
@@ -127,7 +143,9 @@ def probe() -> BackendInfo:
         return BackendInfo(NAME, False, f"OpenVINO finds no CPU device: {_first_line(error)}", ())
     import openvino
 
-    arithmetic = "bf16" if "BF16" in capabilities() else "fp32"
+    arithmetic = "bf16" if has_bf16() else "fp32"
+    if isa_limit():
+        arithmetic += f" (the environment limits instruction sets to {isa_limit()})"
     return BackendInfo(NAME, True, f"OpenVINO {openvino.__version__.split('-')[0]}, {arithmetic}", (f"CPU: {name}",))
 
 
@@ -139,14 +157,14 @@ def resolve_precision(precision: str, bundle: Bundle, *, variant: str = "") -> s
         BackendUnavailableError: the CPU has no bf16, or OpenVINO is not installed.
     """
     check_precision(precision, PRECISIONS, NAME)
-    has_bf16 = "BF16" in capabilities()
-    if precision == "bf16" and not has_bf16:
-        raise BackendUnavailableError("this CPU has no bf16 arithmetic; use precision='fp32' or 'auto'")
+    if precision == "bf16" and not has_bf16():
+        where = f"ONEDNN_MAX_CPU_ISA={isa_limit()} leaves" if "BF16" in capabilities() else "this CPU has"
+        raise BackendUnavailableError(f"{where} no bf16 arithmetic; use precision='fp32' or 'auto'")
     if precision != "auto":
         return precision
     if "fp32" not in bundle.precisions:
         return "fp16"
-    return "bf16" if has_bf16 else "fp32"
+    return "bf16" if has_bf16() else "fp32"
 
 
 def opener(

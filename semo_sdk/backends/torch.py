@@ -147,14 +147,15 @@ class TorchEngine:
         """The outputs of the CUDA graph of these shapes, in memory that its next replay writes again."""
         key = tuple(tuple(value.shape) for value in inputs)
         if key not in self._captured:
-            cuda = self._device.torch.cuda
             kept = [value.clone() for value in inputs]
             for _ in range(WARM_UPS):
-                self._module(*kept)
-            graph = cuda.CUDAGraph()
-            with cuda.graph(graph, stream=self._device.stream, capture_error_mode="thread_local"):
-                outputs = list(self._module(*kept))
-            self._captured[key] = (graph, kept, outputs)
+                eager = list(self._module(*kept))
+            try:
+                self._captured[key] = self._record(kept)
+            except RuntimeError as error:  # something in the module depends on values: it cannot be replayed
+                log.warning("graph %s runs without a CUDA graph: %s", self.spec.name, error)
+                self._capture = False
+                return eager
             if len(self._captured) > MAX_CAPTURED:
                 self._device.wait()
                 self._captured.popitem(last=False)
@@ -164,6 +165,13 @@ class TorchEngine:
             target.copy_(value, non_blocking=True)
         graph.replay()
         return outputs
+
+    def _record(self, kept: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        cuda = self._device.torch.cuda
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph, stream=self._device.stream, capture_error_mode="thread_local"):
+            outputs = list(self._module(*kept))
+        return graph, kept, outputs
 
 
 def torch_dtype(precision: str) -> Any:

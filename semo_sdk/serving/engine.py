@@ -35,6 +35,7 @@ POLL_SECONDS = 0.02  # how often sessions are asked whether time alone made them
 PATIENCE_SECONDS = 1.0  # a recording gets a pass after this long, however busy the live sessions are
 FAILURES = 3  # passes in a row that failed for everybody: the engine is broken
 REVIVE_SECONDS = 2.0  # between two tries of a broken engine
+HANG_SECONDS = 30.0  # no pass takes so long: new work is refused until it ends
 CLOSE_SECONDS = 10.0  # for the pass that is running; a thread that hangs in native code is left behind
 
 
@@ -89,6 +90,7 @@ class Engine:
         self._recordings: list[Recording] = []
         self._recorded = 0.0  # when a recording last had a pass
         self._tried = 0.0  # when a broken engine was last tried
+        self._begun: float | None = None  # when the pass that is running began
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -226,8 +228,11 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether it runs, and not every pass fails."""
+        """Whether it runs, not every pass fails, and none hangs."""
         running = self._thread is not None and self._thread.is_alive()
+        begun = self._begun
+        if begun is not None and self._clock() - begun > HANG_SECONDS:
+            return False
         return running and not self._closing and self._launcher.failures < FAILURES
 
     def close(self) -> None:
@@ -250,7 +255,11 @@ class Engine:
             works = [(participant, participant.begin(now)) for participant in chosen]
         if not works:
             return False
-        outcomes = self._launcher.run([work for _, work in works])
+        self._begun = now
+        try:
+            outcomes = self._launcher.run([work for _, work in works])
+        finally:
+            self._begun = None
         with self._turn:
             now = self._clock()
             for (participant, work), outcome in zip(works, outcomes, strict=True):

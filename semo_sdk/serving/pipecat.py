@@ -70,7 +70,8 @@ class SemoVideoService(AIService):
     The order stays as it was: frames that came behind speech (``TTSStoppedFrame``, text, ``EndFrame``) wait until it
     was shown, but not those with a time of their own (``pts``). An ``InterruptionFrame`` drops what was not shown,
     unless it came with ``interruptible=False``. Metrics: the time from a reply's first samples to its first frame
-    (TTFB). Pictures start when the transport is ready, or with the first speech.
+    (TTFB). Pictures start when the transport is ready, or with the first speech; speech that comes while the model
+    opens waits for it.
 
     If the engine fails an ``ErrorFrame`` goes upstream, and the voice goes on over the last picture.
 
@@ -107,6 +108,7 @@ class SemoVideoService(AIService):
         self.avatar = Avatar(portrait, latency=latency, seed=seed, expressiveness=expressiveness, engine=engine)
         self._sync = sync_with_audio
         self._pair = asyncio.Lock()  # a picture and its samples go out together, or an interruption comes first
+        self._opening: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._ended = False
 
@@ -115,10 +117,15 @@ class SemoVideoService(AIService):
         return True
 
     async def setup(self, setup: Any) -> None:
-        """Opens the model while the other processors set up; an error goes upstream."""
+        """Begins to open the model, which may take longer than a pipeline waits; an error goes upstream."""
         await super().setup(setup)
+        self._opening = self.create_task(self._open(), "open")
+
+    async def _open(self) -> None:
         try:
             await self.avatar.start()
+        except SessionClosedError:
+            return
         except SemoError as error:
             await self.push_error(f"the avatar cannot start: {error}", exception=error, force_treat_as_permanent=True)
 
@@ -131,13 +138,19 @@ class SemoVideoService(AIService):
             if isinstance(frame, OutputTransportReadyFrame):
                 self._show()
             await self.push_frame(frame, direction)
-        elif isinstance(frame, TTSAudioRawFrame) and self.is_usable:
+        elif isinstance(frame, TTSAudioRawFrame) and await self._opened():
             await self._hear(frame)
         else:  # without an avatar nothing waits, and the voice speaks all the same
             if isinstance(frame, TTSStoppedFrame):
                 self.avatar.end()
             if frame.pts or not self.avatar.mark(frame):
                 await self.push_frame(frame, direction)
+
+    async def _opened(self) -> bool:
+        """Waits for the model; False if there is none."""
+        if self._opening is not None:
+            await asyncio.shield(self._opening)
+        return self.is_usable
 
     async def _hear(self, frame: TTSAudioRawFrame) -> None:
         label = _Label(frame.context_id, frame.transport_destination, frame.interruptible)
@@ -170,6 +183,8 @@ class SemoVideoService(AIService):
     async def _play(self) -> None:
         """Frames for ever, each at its time."""
         due, failed = time.monotonic(), False
+        if not await self._opened():
+            return
         while True:
             await asyncio.sleep(max(due - time.monotonic(), 0))
             try:
@@ -221,7 +236,9 @@ class SemoVideoService(AIService):
 
     async def _finish(self) -> None:
         self._ended = True
-        task, self._task = self._task, None
-        if task is not None:
-            await self.cancel_task(task)
+        opening, task = self._opening, self._task
+        self._opening = self._task = None
+        for running in (opening, task):
+            if running is not None:
+                await self.cancel_task(running)
         await self.avatar.aclose()
