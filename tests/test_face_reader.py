@@ -10,10 +10,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from semo_sdk.benchmarks.faces import follow  # noqa: E402
 from semo_sdk.config import preset  # noqa: E402
+from semo_sdk.constants import UPPER_LIDS  # noqa: E402
 from semo_sdk.media.face import FaceTracker  # noqa: E402
 from semo_sdk.media.image import Portrait  # noqa: E402
+from semo_sdk.models.eyelids import closing  # noqa: E402
 from semo_sdk.models.face_mesh import MESH, FaceReader  # noqa: E402
+from semo_sdk.models.warp import move  # noqa: E402
 from semo_sdk.training.puppet_dataset import motion_target, pose_of  # noqa: E402
 from semo_sdk.training.reader import load_face_mesh, relative, ridge  # noqa: E402
 
@@ -81,6 +85,22 @@ def test_half_precision_leaves_the_reader_alone(reader: FaceReader, portrait: Po
         half = reader.half()
         assert all(value.dtype == state[key].dtype for key, value in half.state_dict().items())
         torch.testing.assert_close(half(image), exact, atol=0, rtol=0)
+
+
+def test_eyes_close_where_the_landmarks_are(reader: FaceReader, portrait: Portrait) -> None:
+    image = torch.from_numpy(portrait.crop)[None]
+    with torch.no_grad():
+        points = reader.landmarks(image)
+        offsets = closing(points, 64)
+        closed = move(image.float().permute(0, 3, 1, 2), offsets)[0].permute(1, 2, 0).round().clamp(0, 255)
+    eyes = points[0, [*UPPER_LIDS[0], *UPPER_LIDS[1]], :2]
+    line = (torch.arange(64) + 0.5) * 4
+    cells = torch.stack([line.expand(64, -1), line[:, None].expand(-1, 64)], -1)
+    far = torch.cdist(cells.flatten(0, 1), eyes).amin(1) > 40
+    assert not offsets[0].flatten(1)[:, far].any()
+    assert offsets[0, 1].min() < -2 / 128 and offsets[0, 1].max() < 0.5 / 128  # skin comes from above
+    aspect = follow(np.stack([portrait.crop, closed.numpy().astype(np.uint8)])).eye_aspect
+    assert aspect[1] < 0.85 * aspect[0]
 
 
 def test_another_network_file_is_refused(tmp_path: Path) -> None:

@@ -56,17 +56,17 @@ def _eye(points: Tensor, cells: Tensor, upper: Line, lower: Line, crease: Line) 
     def height(indices: Line) -> Tensor:
         """Of a line at each cell: its landmarks, weighted by how near they are along the eye."""
         at, heights = local(points[:, list(indices)])
-        near = (-(s.clamp(-1, 1)[..., None] - at[:, None]).square() / (2 * SMOOTH**2)).softmax(-1)
+        near = (-(s.clamp(-1.0, 1.0)[..., None] - at[:, None]).square() / (2 * SMOOTH**2)).softmax(-1)
         return (near * heights[:, None]).sum(-1)
 
     lid, floor = height(upper), height(lower)
     fold = torch.minimum(height(crease), lid - LEAST)
-    opening = (floor - lid).clamp(min=0)
+    opening = (floor - lid).clamp(min=0.0)
     moved_fold, moved_lid = fold + CREASE_TRAVEL * opening, lid + LID_TRAVEL * opening
     top = fold - REACH * (lid - fold)
     # piecewise linear from the brow down: skin comes from above, the lower lid stays
-    rising = ((t - top) / (moved_fold - top)).clamp(0, 1) * CREASE_TRAVEL
-    on_lid = ((t - moved_fold) / (moved_lid - moved_fold).clamp(min=LEAST)).clamp(0, 1) * (LID_TRAVEL - CREASE_TRAVEL)
-    below = 1 - ((t - moved_lid) / (floor - moved_lid).clamp(min=LEAST)).clamp(0, 1)
-    beside = (1 - (s.abs() - 1).clamp(min=0) / 0.3).clamp(0, 1)
+    rising = ((t - top) / (moved_fold - top)).clamp(0.0, 1.0) * CREASE_TRAVEL
+    on_lid = ((t - moved_fold) / (moved_lid - moved_fold).clamp(min=LEAST)).clamp(0.0, 1.0) * (LID_TRAVEL - CREASE_TRAVEL)
+    below = 1 - ((t - moved_lid) / (floor - moved_lid).clamp(min=LEAST)).clamp(0.0, 1.0)
+    beside = (1 - (s.abs() - 1).clamp(min=0.0) / 0.3).clamp(0.0, 1.0)
     return -((rising + on_lid) * below * beside * opening)[..., None] * down[:, None]

@@ -130,23 +130,25 @@ class AdaBlock(nn.Module):
         """Block output and its own keys and values.
 
         Args:
-            x: (..., N, width) tokens.
+            x: (..., N, width) tokens; float32 ones stay float32 between the layers of a half-precision block.
             condition: (..., 1, width), after its activation.
             extra: keys and values (..., M, width) to attend to besides its own.
             features: (..., K, cross) features for cross-attention.
         """
         ada = self.ada(condition).chunk(3 if self.mlp is None else 6, dim=-1)
-        q, k, v = self.qkv(modulate(self.norm1(x), ada[0], ada[1])).chunk(3, dim=-1)
+        dtype = ada[0].dtype
+        q, k, v = self.qkv(modulate(self.norm1(x).to(dtype), ada[0], ada[1])).chunk(3, dim=-1)
         if extra is None:
             out = attention(q, k, v, self.heads)
         else:
             out = attention(q, torch.cat([extra[0], k], -2), torch.cat([extra[1], v], -2), self.heads)
-        x = torch.addcmul(x, ada[2], self.proj(out))
+        x = torch.addcmul(x, ada[2].to(x.dtype), self.proj(out).to(x.dtype))
         if features is not None:
             kc, vc = self.kv_cross(features).chunk(2, dim=-1)
             x = x + self.proj_cross(attention(self.q_cross(self.norm_cross(x)), kc, vc, self.heads))
         if self.mlp is not None and self.norm2 is not None:
-            x = torch.addcmul(x, ada[5], self.mlp(modulate(self.norm2(x), ada[3], ada[4])))
+            out = self.mlp(modulate(self.norm2(x).to(dtype), ada[3], ada[4]))
+            x = torch.addcmul(x, ada[5].to(x.dtype), out.to(x.dtype))
         return x, k, v
 
 

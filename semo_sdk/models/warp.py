@@ -113,10 +113,11 @@ class WarpHead(nn.Module):
         condition = F.silu(self.pair(pair)).flatten(0, 1).unsqueeze(1)
         levers = self.pose_levers(pair).flatten(0, 1)[:, None, None]
         x = self.embed(appearance)
-        x = (x + self.position.to(x.dtype))[:, None].expand(-1, pair.shape[1], -1, -1).flatten(0, 1)
-        for block in self.blocks:
+        dtype = x.dtype
+        x = (x.float() + self.position.float())[:, None].expand(-1, pair.shape[1], -1, -1).flatten(0, 1)
+        for block in self.blocks:  # in float32 between the layers: it grows beyond float16 for poses never seen
             x = block(x, condition)
-        x = self.norm(x)
+        x = self.norm(x).to(dtype)
         pulled = (levers @ self.respond(x).unflatten(-1, (POSE_LEVERS, -1))).squeeze(-2)
         return unpatchify(self.out(x) + pulled, self.cells, self.grid)
 
