@@ -19,6 +19,7 @@ from semo_sdk.backends.openvino import OpenVinoEngine
 from semo_sdk.bundle import graph_file
 from semo_sdk.config import SemoConfig
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, IMAGE_SIZE, SAMPLE_RATE, WINDOW_SAMPLES
+from semo_sdk.pipeline.reference import Reference
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +238,7 @@ def _chain(config: SemoConfig, engines: Mapping[str, Engine]) -> tuple[dict[str,
         "guidance": np.full(batch, config.generator.guidance, np.float32),
     }
     outputs["motion"] = engines["motion"](feeds["motion"])
-    feeds["render"] = {**outputs["reference"], "motion": outputs["motion"]["motion"][:, :frames]}
+    feeds["render"] = {**Reference(outputs["reference"]).drawn, "motion": outputs["motion"]["motion"][:, :frames]}
     if config.needs_noise:
         shape = (batch, frames, config.latent_channels, config.latent_size, config.latent_size)
         feeds["render"]["noise"] = generator.standard_normal(shape, np.float32)

@@ -21,6 +21,7 @@ from semo_sdk.training import autoencoder, generator, motion_data, teacher
 from semo_sdk.training.data import PuppetData, offsets_from, open_mouth, read_ahead, source_points, turn_back
 from semo_sdk.training.loop import LoopConfig
 from semo_sdk.training.puppet_dataset import motion_target
+from semo_sdk.training.puppet_driver import Driver
 from semo_sdk.training.puppet_geometry import INNER_LOWER, INNER_UPPER, MESH, from_canonical
 
 SIDE, POINTS = 64, 500
@@ -76,7 +77,8 @@ def puppets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, array in arrays.items():
             np.save(group / f"{name}.npy", array)
         (group / "meta.json").write_text(json.dumps({"clip": "a000", "first": 2}))
-    np.savez(folder / "driver.npz", canonical=rng.standard_normal((468, 3)))
+    face, basis = rng.standard_normal((2, 468, 3)), rng.standard_normal((2, 24, 468, 3))
+    Driver(face[0], face[0], 0.05 * basis[0], 0.02 * basis[1], 0.01 * face[1], face[1]).save(folder / "driver.npz")
     assert len(grid) == SIDE * SIDE
     return folder
 

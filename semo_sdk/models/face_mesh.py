@@ -101,9 +101,9 @@ class FaceReader(nn.Module):
     def landmarks(self, frames: Tensor) -> Tensor:
         """(B, 256, 256, 3) RGB -> (B, 478, 3) in pixels; (0, 0) is the corner of the first one."""
         image = frames.float().permute(0, 3, 1, 2) / 255
-        side = torch.full((len(image), 1), FIRST_LOOK * IMAGE_SIZE, device=image.device)
-        axis = torch.tensor([[1.0, 0.0]], device=image.device).expand(len(image), -1)
-        points = self._look(image, torch.full_like(axis, IMAGE_SIZE / 2), side, axis)
+        batch = image.shape[0]
+        centre, axis = image.new_tensor([[IMAGE_SIZE / 2] * 2, [1.0, 0.0]])[:, None].expand(-1, batch, -1)
+        points = self._look(image, centre, image.new_full((batch, 1), FIRST_LOOK * IMAGE_SIZE), axis)
         for _ in range(LOOKS - 1):
             points = self._look(image, *_crop_of(points))
         return points

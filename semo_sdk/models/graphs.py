@@ -33,7 +33,7 @@ class ReferenceGraph(_Graph):
         if m.decoder.warp is not None:
             outputs += [appearance.float(), m.decoder.warp.maps(m.whiten(latents), appearance).float()]
         if m.reader is not None:
-            outputs.append(m.reader.controls.float().expand(len(image), -1, -1))
+            outputs.append(m.reader.controls.float().expand(image.shape[0], -1, -1))
         return tuple(outputs)
 
 

@@ -31,6 +31,7 @@ from semo_sdk.training.puppet_mouth import OPEN_MOUTH, fill_polygon, mouth_gap
 T = TypeVar("T")
 D = TypeVar("D", bound=Any)
 REFERENCES = 11
+BLINK_SHARE = 5.0  # a frame with closed eyes counts as so many more in a random choice
 SURFACE_SCALE = 2.0  # the mean face is about one unit high
 MOUTH_MARGIN, MOUTH_DROP = 1.24, 0.35  # a mouth's picture against the inner lips at rest: width, and how far down
 FILES = ("frames", "points", "triangles", "barycentric", "weight", "motion")
@@ -120,6 +121,8 @@ class PuppetData:
             raise InputError(f"no rendered groups in {folder}; make them with: semo data puppet")
         self.driver = Driver.load(Path(folder) / "driver.npz")
         self.canonical = self.driver.canonical.astype(np.float32)
+        blink = self.driver.blink(np.ones(1))[0]
+        self.eyes = blink / np.square(blink).sum()  # reads the closure of the eyes from an expression
         self.seen: dict[str, np.ndarray] = {}  # by group, (K, 11, 30) of REFERENCES: see training.reader
 
     def part(self, first: int, last: int | None) -> PuppetData:
@@ -168,7 +171,8 @@ class PuppetData:
     ) -> PuppetBatch:
         """A batch of ``groups * identities`` sequences of ``frames`` frames.
 
-        The frames are one to six apart, or, without ``neighbours``, anywhere in the group.
+        The frames are one to six apart, or, without ``neighbours``, anywhere in the group, closed eyes more often than
+        they come.
         """
         parts = [self._group(rng, identities, frames, i * identities, neighbours) for i in range(groups)]
         return PuppetBatch(*(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)))
@@ -184,7 +188,9 @@ class PuppetData:
             stride = int(rng.integers(1, 1 + min(6, (length - 1) // max(1, frames - 1))))
             index = int(rng.integers(length - (frames - 1) * stride)) + stride * np.arange(frames)
         else:
-            index = rng.choice(length, frames, replace=length < frames)
+            closed = data["motion"][chosen[0], 1:, POSE_SIZE:] @ self.eyes
+            share = 1 + BLINK_SHARE * closed.clip(0, 1)
+            index = rng.choice(length, frames, replace=length < frames, p=share / share.sum())
         # half of the references are the original portrait, as at inference; the others another rendered frame
         choice = np.where(rng.random(identities) < 0.5, 0, rng.integers(1, REFERENCES, identities))
         references = reference_frames(length)[choice]
