@@ -254,7 +254,10 @@ def _write_report(videos: list[Video], out: Path) -> None:
     records = {v: json.loads((out / "videos" / f"{v.name}.json").read_text(encoding="utf-8")) for v in videos}
     used = [v for v in videos if records[v]["clips"]]
     clips = [clip for v in used for clip in records[v]["clips"]]
-    chosen = [v for v in used if int(v.digest[:8], 16) < HELD_OUT * 2**32] or sorted(used, key=lambda v: v.digest)[:1]
+    spoken = [v for v in used if any(clip["speech"] for clip in records[v]["clips"])]
+    chosen = [v for v in used if int(v.digest[:8], 16) < HELD_OUT * 2**32]
+    if not set(chosen) & set(spoken or used):  # a small folder: the second stage needs speech to be judged by
+        chosen.append(min(spoken or used, key=lambda v: v.digest))
     held = {v.path.as_posix() for v in chosen}
     for clip in clips:
         clip["held_out"] = clip["video"] in held if len(used) > 1 else clip is clips[-1]
