@@ -164,7 +164,7 @@ def test_batches_of_videos_show_one_person_each(clips: Path) -> None:
     assert a.driver.tolist() == [0, 1, 2, 3]
     films = [torch.from_numpy(read_frames(clip.path, range(clip.frames))) for clip in data.clips]
     for reference, target in zip(a.reference, a.target, strict=True):
-        (film,) = [film for film in films if (film == target[0]).flatten(1).all(1).any()]
+        film = next(film for film in films if (film == target[0]).flatten(1).all(1).any())
         first = int((film == target[0]).flatten(1).all(1).nonzero()[0])
         assert torch.equal(film[first : first + 4], target)  # in a row
         assert (film == reference).flatten(1).all(1).any()  # of the same clip
