@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,11 +16,11 @@ from semo_sdk.config import load_config
 from semo_sdk.errors import ConfigError
 
 train_app = typer.Typer(no_args_is_help=True, help="Train a model: first the autoencoder, then the generator.")
-data_app = typer.Typer(no_args_is_help=True, help="Make training data: puppets, then their motion.")
+data_app = typer.Typer(no_args_is_help=True, help="Make training data: videos or puppets, then their motion.")
 
 Config = TypeVar("Config", bound=BaseModel)
 Out = Annotated[Path, typer.Option("--out", help="folder of the run: checkpoint, log, loss plot")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="training settings (JSON)")]
+ConfigName = Annotated[str | None, typer.Option("--config", help="recipe (semo-base, semo-tiny) or JSON file")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-s", help="loop.steps=2000; may be repeated")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
 Whisper = Annotated[str, typer.Option(help="Whisper's weights: a file, or a model name to download")]
@@ -34,34 +35,76 @@ def data_puppet(context: typer.Context) -> None:
         delegate("semo_sdk.training.puppet_dataset", context)
 
 
+@data_app.command("videos")
+def data_videos(
+    folder: Annotated[Path, typer.Argument(help="talking videos, in any layout of folders")],
+    out: Annotated[Path, typer.Argument(help="folder to write; a run that was cut short goes on")],
+    seconds: Annotated[float, typer.Option(min=2.0, help="longest clip; longer videos are cut")] = 10.0,
+    crop: Annotated[float, typer.Option(min=1.3, max=4.0, help="side of the square crop in face heights")] = 2.0,
+    min_face: Annotated[float, typer.Option(min=16.0, help="least height of a face in pixels")] = 80.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; all cores by default")] = None,
+) -> None:
+    """Clips for both stages from your own talking videos: faces checked and cropped, speech checked."""
+    with outcome():
+        need("train", "PIL", "tqdm")
+        from tqdm import tqdm
+
+        from semo_sdk.training.videos_prepare import Options, prepare_videos
+
+        options = Options(seconds=seconds, crop=crop, min_face=min_face)
+        count = len(os.sched_getaffinity(0)) if workers is None else workers
+        with tqdm(unit="video", dynamic_ncols=True) as bar:
+            for done, total in prepare_videos(folder, out, options, workers=count):
+                bar.total = total
+                bar.update(done - bar.n)
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        typer.echo(
+            f"{out}: {report['clips']} clips, {report['minutes']} minutes ({report['minutes_of_speech']} with speech) "
+            f"from {report['videos_used']} of {report['videos']} videos",
+            err=True,
+        )
+        for reason, count in {**report["left_out"], **report["pictures_only"]}.items():
+            kind = "left out" if reason in report["left_out"] else "used without sound"
+            typer.echo(f"  {count} {kind}: {reason}", err=True)
+
+
 @data_app.command("motion")
 def data_motion(
     autoencoder: Autoencoder,
-    clips: Annotated[Path, typer.Option(help="the videos that `semo data puppet` was given")],
-    puppets: Annotated[Path, typer.Option(help="what `semo data puppet` wrote")],
     out: Annotated[Path, typer.Option(help="folder to write")],
+    videos: Annotated[Path | None, typer.Option(help="what `semo data videos` wrote")] = None,
+    clips: Annotated[Path | None, typer.Option(help="the videos that `semo data puppet` was given")] = None,
+    puppets: Annotated[Path | None, typer.Option(help="what `semo data puppet` wrote")] = None,
     encode: Annotated[bool, typer.Option(help="motion from the first stage's encoder, not from the teacher")] = False,
     seed: Annotated[int, typer.Option(help="of crops and speech windows")] = 0,
 ) -> None:
-    """Motion and speech features of clips, made once with the first stage."""
+    """Motion and speech features, made once with the first stage: of --videos, or of --clips and --puppets."""
     with outcome():
         need("train", "torch", "safetensors", "cv2")
         from semo_sdk.models.checkpoint import load_checkpoint
+        from semo_sdk.training.loop import best_device
         from semo_sdk.training.motion_data import prepare
+        from semo_sdk.training.videos_motion import prepare_motion
 
         model, _ = load_checkpoint(autoencoder)
-        prepare(model, clips, puppets, out, taught=not encode, seed=seed)
+        if videos is not None and clips is None and puppets is None:
+            prepare_motion(model.to(best_device()), videos, out, seed=seed)
+        elif videos is None and clips is not None and puppets is not None:
+            prepare(model, clips, puppets, out, taught=not encode, seed=seed)
+        else:
+            raise ConfigError("give either --videos, or --clips and --puppets")
         typer.echo(f"{out}: written", err=True)
 
 
 @train_app.command("autoencoder")
 def train_autoencoder(
-    data: Annotated[Path, typer.Option(help="what `semo data puppet` wrote")],
+    data: Annotated[Path, typer.Option(help="what `semo data videos` or `semo data puppet` wrote")],
     out: Out,
-    model: Annotated[str, typer.Option(help="preset or config file (JSON) of the model")] = "semo-tiny",
+    model: Annotated[str | None, typer.Option(help="preset or config file (JSON) of the model")] = None,
     whisper: Whisper = "tiny.en",
+    vae: Annotated[str | None, typer.Option(help="image autoencoder's weights: diffusers folder or hub name")] = None,
     init: Annotated[Path | None, typer.Option(help="checkpoint whose motion encoder and decoder to start from")] = None,
-    config: ConfigFile = None,
+    config: ConfigName = None,
     settings: Settings = None,
     resume: Resume = False,
 ) -> None:
@@ -70,9 +113,9 @@ def train_autoencoder(
         need("train", "torch", "safetensors")
         from semo_sdk.training import autoencoder
 
-        base = {"model": load_config(model).model_dump(mode="json")}
-        chosen = parse_settings(autoencoder.TrainConfig, config, settings or [], base)
-        path = autoencoder.train(chosen, data, out, resume=resume, whisper=whisper, init=init)
+        changes = [*([] if model is None else [f"model={model}"]), *(settings or [])]
+        chosen = parse_settings(autoencoder.TrainConfig, recipe(config, "autoencoder"), changes, {})
+        path = autoencoder.train(chosen, data, out, resume=resume, whisper=whisper, vae=vae, init=init)
         typer.echo(f"{path}: written", err=True)
 
 
@@ -81,7 +124,7 @@ def train_generator(
     autoencoder: Autoencoder,
     data: Annotated[Path, typer.Option(help="what `semo data motion` wrote with the same autoencoder")],
     out: Out,
-    config: ConfigFile = None,
+    config: ConfigName = None,
     settings: Settings = None,
     resume: Resume = False,
 ) -> None:
@@ -90,12 +133,30 @@ def train_generator(
         need("train", "torch", "safetensors")
         from semo_sdk.training import generator
 
-        chosen = parse_settings(generator.TrainConfig, config, settings or [], {})
+        chosen = parse_settings(generator.TrainConfig, recipe(config, "generator"), settings or [], {})
         typer.echo(f"{generator.train(chosen, autoencoder, data, out, resume=resume)}: written", err=True)
+
+
+def recipe(name: str | None, stage: str) -> Path | None:
+    """The file of a recipe that comes with the package, or the file that ``name`` is; None without a name.
+
+    Raises:
+        ConfigError: no such recipe; the message lists them.
+    """
+    if name is None or name.endswith(".json"):
+        return None if name is None else Path(name)
+    folder = Path(__file__).parent.parent / "training" / "recipes"
+    path = folder / f"{name}.{stage}.json"
+    if not path.is_file():
+        there = ", ".join(p.name.removesuffix(f".{stage}.json") for p in sorted(folder.glob(f"*.{stage}.json")))
+        raise ConfigError(f"no recipe {name!r} for the {stage}; there are {there}; or give a .json file")
+    return path
 
 
 def parse_settings(kind: type[Config], file: Path | None, settings: Sequence[str], base: Mapping[str, Any]) -> Config:
     """A config from its defaults, then ``base``, then a JSON file, then ``key=value`` settings: the last one wins.
+
+    A ``model`` may be the name of a preset or of a JSON file; later settings then change parts of it.
 
     Args:
         kind: the config's class.
@@ -111,7 +172,7 @@ def parse_settings(kind: type[Config], file: Path | None, settings: Sequence[str
     values = {n: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for n, v in defaults.items()}
     values = _merged(values, base)
     try:
-        values = _merged(values, json.loads(file.read_text(encoding="utf-8")) if file else {})
+        values = _with_model(_merged(values, json.loads(file.read_text(encoding="utf-8")) if file else {}))
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"config file {file} cannot be read: {error}") from error
     for setting in settings:
@@ -124,12 +185,18 @@ def parse_settings(kind: type[Config], file: Path | None, settings: Sequence[str
             value = text
         for name in reversed(key.split(".")):
             value = {name: value}
-        values = _merged(values, value)
+        values = _with_model(_merged(values, value))
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{problems} (settings: {', '.join(kind.model_fields)})") from error
+
+
+def _with_model(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with a model that is named written out."""
+    named = values.get("model")
+    return {**values, "model": load_config(named).model_dump(mode="json")} if isinstance(named, str) else values
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def _eye(points: Tensor, cells: Tensor, upper: Line, lower: Line, crease: Line) 
     top = fold - REACH * (lid - fold)
     # piecewise linear from the brow down: skin comes from above, the lower lid stays
     rising = ((t - top) / (moved_fold - top)).clamp(0.0, 1.0) * CREASE_TRAVEL
-    on_lid = ((t - moved_fold) / (moved_lid - moved_fold).clamp(min=LEAST)).clamp(0.0, 1.0) * (LID_TRAVEL - CREASE_TRAVEL)
+    rest = LID_TRAVEL - CREASE_TRAVEL
+    on_lid = ((t - moved_fold) / (moved_lid - moved_fold).clamp(min=LEAST)).clamp(0.0, 1.0) * rest
     below = 1 - ((t - moved_lid) / (floor - moved_lid).clamp(min=LEAST)).clamp(0.0, 1.0)
     beside = (1 - (s.abs() - 1).clamp(min=0.0) / 0.3).clamp(0.0, 1.0)
     return -((rising + on_lid) * below * beside * opening)[..., None] * down[:, None]

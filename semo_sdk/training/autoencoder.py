@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semo_sdk.config import SemoConfig, Strict, preset
-from semo_sdk.errors import ConfigError
 from semo_sdk.models import flow
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
 from semo_sdk.models.face_mesh import FaceReader
@@ -25,12 +24,13 @@ from semo_sdk.models.motion_decoder import make_prior
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.models.warp import SHY, Moved, sample
 from semo_sdk.models.whisper import load_whisper
-from semo_sdk.training.data import Batch, PuppetData, Stills, on, read_ahead
+from semo_sdk.training.data import Batch, PuppetBatch, PuppetData, Stills, on, read_ahead
 from semo_sdk.training.loop import LoopConfig, Trainer, best_device
 from semo_sdk.training.losses import cells_in_image, field_loss, mouth_places, region_weight, texture_loss, token_loss
-from semo_sdk.training.reader import blink_motion, find_landmarks, fit_reader, load_face_mesh
+from semo_sdk.training.pretrained import load_vae
 from semo_sdk.training.sheets import write_sheet
-from semo_sdk.training.teacher import set_levers, taught_targets
+from semo_sdk.training.sources import check, learn_teacher, open_data
+from semo_sdk.training.teacher import taught_targets
 
 REGION_WEIGHT = (0.5, 1.0, 4.0, 8.0)  # background, face, mouth and eyes, inside of the mouth
 FIELD_WEIGHT = (0.3, 1.0, 12.0, 0.5)  # between the lips the warp is painted over
@@ -104,33 +104,47 @@ class Stage1(nn.Module):
 
     def _pairs(self, batch: Batch) -> dict[str, Tensor]:
         m, c = self.model, self.config
-        sequences, frames = batch.target.shape[:2]
         latents = self._latents(torch.cat([batch.reference[:, None], batch.target], 1))
+        appearance = None
         # an encoder with taught tokens learns from stills alone: the decoder takes its features as they are
         with torch.set_grad_enabled(not c.only_flow and (m.reader is not None or not c.taught)):
-            reference_motion, appearance, _ = m.encoder.encode(latents[:, 0])
-            if m.reader is not None:
-                reference_motion = m.reader.tokens(batch.seen)
-            assert reference_motion is not None
-            reference_motion = reference_motion[:, None]
+            if m.reader is not None or m.decoder.warp is not None or c.taught:
+                seen, appearance, _ = m.encoder.encode(latents[:, 0])
             if c.taught:
+                assert isinstance(batch, PuppetBatch)
+                reference_motion = seen if m.reader is None else m.reader.tokens(batch.seen)
+                assert reference_motion is not None
+                reference_motion = reference_motion[:, None]
                 motion = taught_targets(batch.motion, reference_motion)
             else:
-                motion = m.encoder(latents[:, 1:].flatten(0, 1)).unflatten(0, (sequences, frames))[batch.driver]
+                tokens = self._tokens(batch, latents)
+                reference_motion, motion = tokens[:, :1], tokens[batch.driver, 1:]
         reference, target = m.whiten(latents[:, 0]), m.whiten(latents[:, 1:])
         losses: dict[str, Tensor] = {}
         moved = None
-        if m.decoder.warp is not None:
+        if m.decoder.warp is not None and appearance is not None:
             with torch.set_grad_enabled(not c.only_flow):
-                maps = cast(Tensor, m.maps(latents[:, 0], appearance, None if m.reader is None else batch.seen))
+                points = None if m.reader is None else self._landmarks(m.reader, batch)
+                maps = cast(Tensor, m.maps(latents[:, 0], appearance, points))
                 moved = m.decoder.warp(appearance, maps, reference_motion, motion)
                 if not c.only_flow:
+                    assert isinstance(batch, PuppetBatch)
                     losses |= self._warp(batch, moved, latents[:, 1:])
         if c.only_flow or self.progress >= c.flow_from:
             losses["flow"] = self._flow(batch, reference, target, reference_motion, motion, moved)
         return losses
 
-    def _warp(self, batch: Batch, moved: Moved, latents: Tensor) -> dict[str, Tensor]:
+    def _tokens(self, batch: Batch, latents: Tensor) -> Tensor:
+        """The model's own motion tokens (S, 1 + F, T * D) of references and targets, masked as in the paper."""
+        m = self.model
+        if m.reader is not None:
+            frames = torch.cat([batch.reference[:, None], batch.target], 1)
+            return m.reader(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        # one masking ratio a step, so that the frames stay rectangular
+        ratio = float(torch.rand(())) * m.config.encoder.mask_max
+        return m.encoder(latents.flatten(0, 1), ratio).unflatten(0, latents.shape[:2])
+
+    def _warp(self, batch: PuppetBatch, moved: Moved, latents: Tensor) -> dict[str, Tensor]:
         """Losses of the warp head: both fields, and the mouth between open lips, all known to the puppet."""
         weight = batch.weight.flatten(0, 1)
         opening = batch.opening.flatten(0, 1).unsqueeze(1)
@@ -152,6 +166,11 @@ class Stage1(nn.Module):
             "mouth": 0.5 * off,
             "place": 0.2 * astray,
         }
+
+    @torch.no_grad()
+    def _landmarks(self, reader: FaceReader, batch: Batch) -> Tensor:
+        """(S, 478, 3) of the references: known for puppets, looked for in videos."""
+        return batch.seen if isinstance(batch, PuppetBatch) else reader.landmarks(batch.reference)
 
     @torch.no_grad()
     def _latents(self, images: Tensor) -> Tensor:
@@ -182,25 +201,26 @@ class Stage1(nn.Module):
         cache = m.decoder.encode_reference(reference) if cached else None
         joint = None if cached else reference
         predicted = m.decoder(x_t, t, reference_motion, motion, cache=cache, reference=joint).float()
-        loss = self._flow_loss(predicted, flow.velocity(target, prior), batch.weight)
+        loss = self._flow_loss(predicted, flow.velocity(target, prior), batch)
         if c.texture:
             made = m.unwhiten(x_t + t[:, None, None, None, None] * predicted)
             loss = loss + c.texture * texture_loss(made, m.unwhiten(target))
         return loss
 
-    def _flow_loss(self, predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """Error of the velocity, weighted by region.
+    def _flow_loss(self, predicted: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        """Error of the velocity, weighted by region where regions are known.
 
         Squared errors make the decoder blur whatever its warp may have misplaced; linear ones do so less, and a texture
         loss beside them says that blur is wrong.
         """
-        size = predicted.shape[-1]
-        cells = region_weight(weight, REGION_WEIGHT).flatten(0, 1).unsqueeze(1)
-        cells = F.adaptive_max_pool2d(cells, size).unflatten(0, weight.shape[:2])
         if self.config.huber:
             error = F.smooth_l1_loss(predicted, target, beta=self.config.huber, reduction="none")
         else:
             error = (predicted - target).square()
+        if not isinstance(batch, PuppetBatch):
+            return error.mean()
+        cells = region_weight(batch.weight, REGION_WEIGHT).flatten(0, 1).unsqueeze(1)
+        cells = F.adaptive_max_pool2d(cells, predicted.shape[-1]).unflatten(0, batch.weight.shape[:2])
         return (error * cells).sum() / (cells.sum() * predicted.shape[2])
 
     def _jitter(self, sequences: int, frames: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -231,41 +251,40 @@ def train(
     *,
     resume: bool = False,
     whisper: str | Path = "tiny.en",
+    vae: str | Path | None = None,
     init: str | Path | None = None,
 ) -> Path:
     """Trains the first stage and returns the checkpoint's path (``out/autoencoder.safetensors``, averaged weights).
 
     Args:
-        config: model and recipe. data: folder of rendered groups (``semo data puppet``).
+        config: model and recipe. data: folder of rendered groups (``semo data puppet``) or of prepared videos
+            (``semo data videos``). Videos teach neither motion nor warp: they need ``taught=False``, and a model with
+            the warp prior needs ``only_flow`` and ``init`` too. On videos encoder and flow learn together from the
+            first step, as in the paper.
         out: folder of the run: checkpoint, state to resume, log, loss plot, sample sheets.
         resume: go on with the run in ``out``; batches continue as if it had never stopped.
         whisper: file or name of Whisper's weights, frozen, stored in the checkpoint for the second stage.
+        vae: weights of the image autoencoder, see :func:`~semo_sdk.training.pretrained.load_vae`; ``init`` has its own.
         init: checkpoint of the same model whose motion encoder and decoder to start from.
 
     Raises:
-        InputError: no data. ConfigError: ``only_flow`` without a checkpoint to start from.
+        InputError: no data. ConfigError: settings that this data cannot satisfy, or an autoencoder without weights.
         CheckpointError: see :class:`~semo_sdk.training.loop.Trainer`.
     """
     out = Path(out)
     torch.manual_seed(config.loop.seed)
-    everything = PuppetData(data, min_face=config.min_face)
-    cut = max(1, len(everything) - config.validation_groups)
-    fresh, held = everything.part(0, cut), everything.part(min(cut, len(everything) - 1), None)
+    fresh, held = open_data(config, data)
     model = SemoModel(config.model)
     if init is not None:
         start = load_checkpoint(init)[0]
-        model.encoder.load_state_dict(start.encoder.state_dict())
-        model.decoder.load_state_dict(start.decoder.state_dict())
-        if model.reader is not None:
-            model.reader.load_state_dict(cast(FaceReader, start.reader).state_dict())
-    elif config.taught and model.decoder.warp is not None:
-        set_levers(model.decoder.warp, blink_motion(fresh.driver))
+        for part in ("vae", "encoder", "decoder", *(["reader"] if model.reader is not None else [])):
+            getattr(model, part).load_state_dict(getattr(start, part).state_dict())
+    if vae is not None or init is None:
+        load_vae(model.vae, vae)
+    if isinstance(fresh, PuppetData) and isinstance(held, PuppetData):
+        learn_teacher(model, config, fresh, held, Path(data) / "landmarks.npz", started=init is not None)
+    check(config, model, fresh, started=init is not None)
     if model.reader is not None:
-        load_face_mesh(model.reader.mesh)
-        landmarks = find_landmarks(model.reader, everything, Path(data) / "landmarks.npz")
-        if init is None:
-            fit_reader(model.reader, fresh, landmarks)
-        fresh.landmarks = held.landmarks = landmarks
         model.reader.requires_grad_(False)
     if config.taught and model.decoder.warp is not None:
         # what the teacher wrote can be read exactly; steps of the optimiser are as large as these weights, and wash a
@@ -273,8 +292,6 @@ def train(
         model.decoder.warp.levers.requires_grad_(False)
         model.decoder.warp.pose_levers.requires_grad_(False)
     if config.only_flow:
-        if init is None:
-            raise ConfigError("only_flow trains the flow of an encoder and a warp that are there: give it init")
         model.encoder.requires_grad_(False)
         if model.decoder.warp is not None:
             model.decoder.warp.requires_grad_(False)
@@ -284,28 +301,32 @@ def train(
     path = out / "autoencoder.safetensors"
     modules = {"encoder": model.encoder, "decoder": model.decoder, "surface": stage.surface}
     trainer = Trainer(config.loop, modules, out, resume=resume)
-    (out / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    trainer.keep_config(config)
+    rank = trainer.processes.rank
 
     def make(step: int) -> Step:
-        rng = np.random.default_rng([config.loop.seed, step])
+        rng = np.random.default_rng([config.loop.seed, step, rank])
         progress = step / config.loop.steps
-        if progress < config.warp_from and not config.only_flow:
+        if fresh.knows_motion and progress < config.warp_from and not config.only_flow:
             return Step(fresh.stills(rng, config.stills), None)
         # the warp learns most from unrelated frames; the Temporal Align Module needs neighbours
-        flowing, frames = config.only_flow or progress >= config.flow_from, config.targets
-        groups = max(1, config.pairs // frames)
-        pairs = fresh.batch(rng, groups=groups, identities=2, frames=frames, neighbours=flowing)
+        flowing = not fresh.knows_motion or config.only_flow or progress >= config.flow_from
+        groups = max(1, config.pairs // config.targets)
+        pairs = fresh.batch(rng, groups=groups, identities=2, frames=config.targets, neighbours=flowing)
         return Step(None if config.only_flow else fresh.stills(rng, config.stills_later), pairs)
 
     def losses(step: Step) -> dict[str, Tensor]:
-        stage.progress = trainer.step / config.loop.steps
+        known = fresh.knows_motion
+        stage.progress = trainer.step / config.loop.steps if known else 1.0
         with torch.autocast(device.type, torch.bfloat16):
             return stage(step.to(device))
 
     def on_save() -> None:
         with trainer.averaged(), torch.no_grad():
             save_checkpoint(path, model, {"stage": "autoencoder", "step": str(trainer.step)})
-            write_sheet(model, held, out / "samples" / f"step_{trainer.step:06d}.png", taught=config.taught)
+            sheet = out / "samples" / f"step_{trainer.step:06d}.png"
+            write_sheet(model, held, sheet, taught=config.taught)
+            trainer.show("samples", sheet)
 
     trainer.run(read_ahead(make, trainer.step, config.loop.steps), losses, on_save)
     return path

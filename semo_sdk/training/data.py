@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,18 @@ class Batch:
         reference: (G, 256, 256, 3) uint8 RGB.
         target: (G, F, 256, 256, 3) uint8 RGB.
         driver: (G,) index of the sequence whose frames give the motion tokens.
+    """
+
+    reference: Tensor
+    target: Tensor
+    driver: Tensor
+
+
+@dataclass
+class PuppetBatch(Batch):
+    """A batch of which everything is known.
+
+    Attributes:
         field: (G, F, 2, S, S) float32, true backward offsets target -> reference, in units of half the image side.
         coarse: the same of the head alone: what they would be if the reference had the target's expression.
         opening: (G, F, 2 S, 2 S) float32, 1 between open lips, 0 elsewhere.
@@ -55,9 +67,6 @@ class Batch:
         seen: (G, 478, 3) landmarks of the reference, px, as a face reader sees them; zeros where they are not known.
     """
 
-    reference: Tensor
-    target: Tensor
-    driver: Tensor
     field: Tensor
     coarse: Tensor
     opening: Tensor
@@ -83,8 +92,22 @@ class Stills:
     surface: Tensor
 
 
+class Source(Protocol):
+    """What the first stage draws its batches from: puppets, or real videos."""
+
+    knows_motion: bool  # batches are PuppetBatch, and there are stills
+
+    def stills(self, rng: np.random.Generator, size: int) -> Stills | None: ...
+
+    def batch(
+        self, rng: np.random.Generator, *, groups: int, identities: int, frames: int, neighbours: bool = True
+    ) -> Batch: ...
+
+
 class PuppetData:
     """Read-only view of rendered groups; batches are a pure function of the random generator given."""
+
+    knows_motion = True
 
     def __init__(self, folder: str | Path, *, min_face: float = 0.0) -> None:
         """Complete groups in order of name, those whose face is at least ``min_face`` of the crop high.
@@ -106,6 +129,12 @@ class PuppetData:
         """The groups ``first`` to ``last`` alone."""
         view = copy(self)
         view.groups = self.groups[first:last]
+        return view
+
+    def joined(self, other: PuppetData) -> PuppetData:
+        """The groups of both parts."""
+        view = copy(self)
+        view.groups = sorted({*self.groups, *other.groups})
         return view
 
     def __len__(self) -> int:
@@ -139,14 +168,14 @@ class PuppetData:
 
     def batch(
         self, rng: np.random.Generator, *, groups: int, identities: int, frames: int, neighbours: bool = True
-    ) -> Batch:
+    ) -> PuppetBatch:
         """A batch of ``groups * identities`` sequences of ``frames`` frames.
 
         The frames are one to six apart, or, without ``neighbours``, anywhere in the group, closed eyes more often than
         they come.
         """
         parts = [self._group(rng, identities, frames, i * identities, neighbours) for i in range(groups)]
-        return Batch(*(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)))
+        return PuppetBatch(*(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)))
 
     def _group(
         self, rng: np.random.Generator, identities: int, frames: int, offset: int, neighbours: bool
@@ -246,7 +275,7 @@ def open_mouth(points: np.ndarray) -> np.ndarray:
 
 
 def place_mouth(points: np.ndarray, motion: np.ndarray, driver: Driver) -> np.ndarray:
-    """Affine maps (G, F, 2, 3) from targets to the driver's mouth in his face at rest, see :class:`Batch`.
+    """Affine maps (G, F, 2, 3) from targets to the driver's mouth in his face at rest, see :class:`PuppetBatch`.
 
     The puppet fits the driver's inner lips to the target's, whatever shape they have.
 
@@ -296,9 +325,10 @@ def read_ahead(make: Callable[[int], T], first: int, last: int, *, workers: int 
     As long as ``make`` depends on the step alone, a resumed run sees the same batches.
 
     Args:
-        workers: processes; by default all cores but one, at least one, at most 12.
+        workers: processes; by default this process's share of all cores but one, at least one, at most 12.
     """
-    count = min(12, max(1, len(os.sched_getaffinity(0)) - 1)) if workers is None else workers
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # see semo_sdk.training.processes
+    count = min(12, max(1, (len(os.sched_getaffinity(0)) - 1) // sharing)) if workers is None else workers
     # fork: a closure over memory-mapped files costs nothing to hand over, and no worker touches a GPU
     context = "fork" if count else None
     return DataLoader(

@@ -131,11 +131,12 @@ def train(
     device = best_device()
     stage = Stage2(model.generator, config).to(device)
     trainer = Trainer(config.loop, {"generator": model.generator}, out, resume=resume)
-    (out / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    trainer.keep_config(config)
+    rank = trainer.processes.rank
     path = out / "semo.safetensors"
 
     def make(step: int) -> MotionBatch:
-        return motion_data.batch(np.random.default_rng([config.loop.seed, step]), config.batch)
+        return motion_data.batch(np.random.default_rng([config.loop.seed, step, rank]), config.batch)
 
     def losses(batch: MotionBatch) -> dict[str, Tensor]:
         with torch.autocast(device.type, torch.bfloat16):
@@ -147,7 +148,9 @@ def train(
             trainer.note(scores)
             save_checkpoint(path, model, {**metadata, "stage": "generator", "step": str(trainer.step)})
 
-    if trainer.step >= config.loop.steps:  # trained already: joins the generator to this first stage
+    if (
+        trainer.step >= config.loop.steps and trainer.processes.first
+    ):  # trained already: joins the generator to this first stage
         on_save()
     trainer.run(read_ahead(make, trainer.step, config.loop.steps), losses, on_save)
     return path

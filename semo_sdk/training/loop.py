@@ -1,7 +1,8 @@
-"""What both training stages share: schedule, moving average, checkpoints that resume exactly, log and loss plot."""
+"""What both training stages share: schedule, moving average, checkpoints that resume exactly, logs and loss plot."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
@@ -16,7 +17,8 @@ from tqdm import tqdm
 
 from semo_sdk.config import Strict
 from semo_sdk.errors import CheckpointError
-from semo_sdk.files import replacing
+from semo_sdk.files import replacing, write_text
+from semo_sdk.training.processes import processes
 
 STATE = "state.safetensors"
 
@@ -42,7 +44,11 @@ class LoopConfig(Strict):
 
 
 class Trainer:
-    """Optimiser, moving average and files of one run in ``out``."""
+    """Optimiser, moving average and files of one run in ``out``.
+
+    Where several processes train together (see :mod:`~semo_sdk.training.processes`) each has a trainer, all hold the
+    same weights; the first one writes. With tensorboard installed there are logs for it in ``out/tensorboard``.
+    """
 
     def __init__(self, config: LoopConfig, modules: dict[str, nn.Module], out: Path, *, resume: bool) -> None:
         """
@@ -53,7 +59,7 @@ class Trainer:
         Raises:
             CheckpointError: nothing to resume from, or a run is there already and ``resume`` is False.
         """
-        self.config, self.out = config, out
+        self.config, self.out, self.processes = config, out, processes()
         self.params = {
             f"{m}.{k}": p for m, mod in modules.items() for k, p in mod.named_parameters() if p.requires_grad
         }
@@ -73,6 +79,21 @@ class Trainer:
             self._load()
         elif (out / STATE).exists():
             raise CheckpointError(f"{out} holds a run already: resume it, or choose another folder")
+        self.processes.share([*self.params.values(), *self.ema.values()])
+        self.board = self._open_board() if self.processes.first else None
+
+    def _open_board(self) -> Any:
+        """TensorBoard's writer, or None where it is not installed."""
+        if importlib.util.find_spec("tensorboard") is None:
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step or None)
+
+    def keep_config(self, config: Strict) -> None:
+        """Writes what the run depends on to ``out/config.json``."""
+        if self.processes.first:
+            write_text(self.out / "config.json", config.model_dump_json(indent=2))
 
     def learning_rate(self) -> float:
         c = self.config
@@ -85,6 +106,7 @@ class Trainer:
         """One optimiser step from ``loss``; gradient norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.processes.average([p.grad for p in self.params.values() if p.grad is not None])
         norm = float(nn.utils.clip_grad_norm_(list(self.params.values()), self.config.clip))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -100,28 +122,52 @@ class Trainer:
     def run(
         self, batches: Iterable[Any], losses: Callable[[Any], dict[str, Tensor]], on_save: Callable[[], None]
     ) -> None:
-        """Trains on ``batches``; ``losses`` returns the total under ``loss`` and parts to log beside it."""
-        bar = tqdm(total=self.config.steps, initial=self.step, unit="step", dynamic_ncols=True)
+        """Trains on ``batches``; ``losses`` returns the total under ``loss`` and parts to log beside it.
+
+        ``on_save`` is called in the first process only.
+        """
+        c, first = self.config, self.processes.first
+        bar = tqdm(total=c.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not first)
         sums: dict[str, float] = {}
         started = time.perf_counter()
         for batch in batches:
-            torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # a resumed run draws what it would have drawn
+            # a resumed run draws what it would have drawn
+            torch.manual_seed((c.seed * 1_000_003 + self.step) * self.processes.count + self.processes.rank)
             parts = losses(batch)
             norm = self.update(parts["loss"])
             logged: dict[str, Tensor | float] = {**parts, "norm": norm}
             for key, value in logged.items():
                 sums[key] = sums.get(key, 0.0) + (value.item() if isinstance(value, Tensor) else value)
             bar.update()
-            if self.step % self.config.log_every == 0:
-                row = {k: v / self.config.log_every for k, v in sums.items()}
-                row |= {"step": self.step, "rate": self.learning_rate(), "seconds": time.perf_counter() - started}
-                self.history.append(row)
+            if self.step % c.log_every == 0:
+                row = self.processes.mean({k: v / c.log_every for k, v in sums.items()})
                 bar.set_postfix({k: f"{row[k]:.4f}" for k in parts})
+                self._log(row | {"step": self.step, "rate": self.learning_rate()}, time.perf_counter() - started)
                 sums = {}
-            if self.step % self.config.save_every == 0 or self.step == self.config.steps:
-                self.save()
-                on_save()
+            if self.step % c.save_every == 0 or self.step == c.steps:
+                if first:
+                    self.save()
+                    on_save()
+                self.processes.wait()
         bar.close()
+        if self.board is not None:
+            self.board.flush()
+
+    def _log(self, row: dict[str, float], seconds: float) -> None:
+        self.history.append({**row, "seconds": seconds})
+        if self.board is not None:
+            for key, value in row.items():
+                if key != "step":
+                    self.board.add_scalar(f"train/{key}", value, self.step)
+
+    def show(self, name: str, path: Path) -> None:
+        """Adds a picture (a file that PIL reads) to TensorBoard's log."""
+        if self.board is None:
+            return
+        import numpy as np
+        from PIL import Image
+
+        self.board.add_image(name, np.asarray(Image.open(path)), self.step, dataformats="HWC")
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -142,6 +188,9 @@ class Trainer:
         row = {"step": self.step, **scores}
         with (self.out / "validation.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for key, value in scores.items():
+                self.board.add_scalar(f"validation/{key}", value, self.step)
         tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in row.items()))
 
     def settle(self, prefix: str) -> None:
@@ -195,8 +244,8 @@ class Trainer:
 
 
 def best_device() -> torch.device:
-    """The first CUDA GPU where torch sees one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's CUDA GPU where torch sees one, else the CPU."""
+    return processes().device
 
 
 def plot_losses(history: list[dict[str, float]], path: Path) -> None:

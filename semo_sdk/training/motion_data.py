@@ -114,6 +114,20 @@ def prepare(
         end, feature = speech_windows(model, grid / f"{name}.mp4", windows, rng, every_pass=name in held)
         ends.append(end)
         features.append(feature)
+    write_motion(out, model, rows, motion, ends, features, taught=taught)
+
+
+def write_motion(
+    out: Path,
+    model: SemoModel,
+    rows: list[Sequence],
+    motion: list[np.ndarray],
+    ends: list[np.ndarray],
+    features: list[np.ndarray],
+    *,
+    taught: bool,
+) -> None:
+    """Writes what :class:`MotionData` reads: sequences, their motion, and speech windows of each clip."""
     out.mkdir(parents=True, exist_ok=True)
     arrays = {"motion": np.concatenate(motion), "ends": np.stack(ends), "features": np.stack(features)}
     for key, array in arrays.items():
@@ -168,10 +182,11 @@ def place_face(motion: np.ndarray, rng: np.random.Generator | None) -> np.ndarra
 
 def encode(model: SemoModel, frames: np.ndarray, batch: int = 25) -> Tensor:
     """(n, 256, 256, 3) uint8 RGB -> (n, T * D) float32 motion."""
+    device = model.encoder.tokens.device
     parts = []
     for piece in torch.from_numpy(frames).split(batch):
-        with torch.autocast("cpu", torch.bfloat16):
-            parts.append(model.read_motion(piece).float())
+        with torch.autocast(device.type, torch.bfloat16):
+            parts.append(model.read_motion(piece.to(device)).float().cpu())
     return torch.cat(parts)
 
 
@@ -217,8 +232,9 @@ def speech_windows(
         gain = 10 ** (rng.uniform(-10, 6, (len(ends), 1)) / 20)
         noise = 10 ** (rng.uniform(-70, -35, (len(ends), 1)) / 20) * rng.standard_normal(batch.shape)
         batch = (batch * gain + noise * (rng.random((len(ends), 1)) < 0.5)).astype(np.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = model.whisper.last(torch.from_numpy(batch)).half().numpy()
+    device = model.encoder.tokens.device
+    with torch.autocast(device.type, torch.bfloat16):
+        found = model.whisper.last(torch.from_numpy(batch).to(device)).half().cpu().numpy()
     features = np.zeros((windows, *found.shape[1:]), np.float16)
     features[: len(ends)] = found
     return np.pad(ends, (0, windows - len(ends))).astype(np.int32), features

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 
 from semo_sdk.models.semo import SemoModel
-from semo_sdk.training.data import PuppetData, on
+from semo_sdk.training.data import PuppetBatch, Source, on
 from semo_sdk.training.teacher import taught_targets
 
 
 @torch.no_grad()
-def write_sheet(model: SemoModel, data: PuppetData, path: Path, *, taught: bool, rows: int = 6, seed: int = 0) -> None:
-    """PNG with a row for each sample: reference, driver (another identity), warped reference, result, truth.
+def write_sheet(model: SemoModel, data: Source, path: Path, *, taught: bool, rows: int = 6, seed: int = 0) -> None:
+    """PNG with a row for each sample: reference, driver, warped reference, result, truth.
+
+    The driver is another identity that makes the same motion; of real videos, where there is none, the truth itself.
 
     ``taught``: motion is the teacher's token of the driver's frames instead of the encoder's.
     """
@@ -28,13 +30,19 @@ def write_sheet(model: SemoModel, data: PuppetData, path: Path, *, taught: bool,
     lines = []
     for _ in range(rows):
         batch = on(data.batch(rng, groups=1, identities=2, frames=window), device)
-        driver, reference, truth = batch.target[1], batch.reference[:1], batch.target[0]
+        driver, reference, truth = (
+            batch.target[int(isinstance(batch, PuppetBatch))],
+            batch.reference[:1],
+            batch.target[0],
+        )
         with torch.autocast(device.type, torch.bfloat16):
             latents = model.to_latents(reference)
             reference_motion, appearance, maps = model.look(reference, latents)
             reference_motion = reference_motion[:, None]
-            known = taught_targets(batch.motion[:1], reference_motion)
-            motion = known if taught else model.read_motion(driver)[None]
+            if taught and isinstance(batch, PuppetBatch):
+                motion = taught_targets(batch.motion[:1], reference_motion)
+            else:
+                motion = model.read_motion(driver)[None]
             cells = [reference[0], driver[0]]
             if model.decoder.warp is not None:
                 moved = model.decoder.warp(appearance, maps, reference_motion, motion)
