@@ -133,6 +133,8 @@ class Animator(Pretrained):
         with self._lock:
             if self._reference is None:
                 self._reference = encode_reference(self.graphs, self.portrait.crop)
+                if self._owner:  # most animators have one portrait; the next one compiles the graph once more
+                    self.graphs.shrink("reference")
             return self._reference
 
     def warm_up(self, latency: str = "quality") -> None:
@@ -278,13 +280,7 @@ class Animator(Pretrained):
             motion = motion.retarget(self.reference.motion[0])
         return self.render_motion(motion, sound_of(video))
 
-    def encode_motion(
-        self,
-        video: Driver,
-        *,
-        face_index: int | None = None,
-        crop_scale: float = 2.0,
-    ) -> Motion:
+    def encode_motion(self, video: Driver, *, face_index: int | None = None, crop_scale: float = 2.0) -> Motion:
         """Motion tokens of a video of one face, to be saved, edited, or rendered on any portrait.
 
         Arguments and errors as :meth:`reenact`.

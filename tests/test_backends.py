@@ -176,3 +176,14 @@ def test_fake_engine_refuses_what_was_never_written() -> None:
     given = {**feeds(1, 1), "gain": np.array([np.nan], np.float32)}
     with pytest.raises(EngineError, match="'gain': NaN"):
         FakeEngine(SPEC)(given)
+
+
+def test_a_graph_that_is_not_needed_gives_its_memory_back_and_runs_again(model_path: Path) -> None:
+    with_memory = OpenVinoEngine(SPEC, model_path)
+    first = with_memory(feeds(2, 3))
+    with_memory.shrink()
+    assert not with_memory._compiled
+    for name, array in with_memory(feeds(2, 3)).items():
+        np.testing.assert_array_equal(array, first[name])
+    with_memory.close()
+    with_memory.shrink()

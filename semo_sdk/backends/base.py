@@ -100,6 +100,15 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Shrinkable(Protocol):
+    """An engine that can do with less memory until it is called again."""
+
+    def shrink(self) -> None:
+        """Frees what the next call makes again."""
+        ...
+
+
 def graph_specs(config: SemoConfig) -> dict[str, GraphSpec]:
     """The five graphs of a model (DESIGN section 2), by name.
 

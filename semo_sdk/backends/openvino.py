@@ -79,8 +79,13 @@ class OpenVinoEngine:
                 raise EngineError(f"OpenVINO failed in graph {self.spec.name!r}: {_first_line(error)}") from error
             return {output.name: np.array(results[output.name]) for output in self.spec.outputs}
 
+    def shrink(self) -> None:
+        """Frees the compiled models; the next call compiles again."""
+        with self._lock:
+            self._compiled.clear()
+
     def close(self) -> None:
-        """Frees the compiled models."""
+        """Frees everything."""
         with self._lock:
             self._compiled.clear()
             self._model = None

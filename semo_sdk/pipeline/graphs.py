@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from semo_sdk.backends.base import Arrays, Engine
+from semo_sdk.backends.base import Arrays, Engine, Shrinkable
 from semo_sdk.backends.device import DeviceEngine, Tensor, to_host
 from semo_sdk.config import SemoConfig
 from semo_sdk.errors import EngineError
@@ -87,6 +87,13 @@ class Graphs:
             before = self._stats.get(name, GraphStats())
             self._stats[name] = GraphStats(before.launches + 1, before.seconds + seconds)
         return outputs
+
+    def shrink(self, name: str) -> None:
+        """Frees what a graph that is not needed for now holds in memory, where its engine can."""
+        with self._lock:
+            engine = self.engines[name]
+            if isinstance(engine, Shrinkable) and not self._closed:
+                engine.shrink()
 
     @property
     def stats(self) -> dict[str, GraphStats]:
