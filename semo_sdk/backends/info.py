@@ -10,9 +10,9 @@ from pathlib import Path
 from semo_sdk.backends.base import GraphSpec
 from semo_sdk.errors import ConfigError, EngineMismatchError
 
-# Computed in float32 also where the rest runs in bf16. The logarithm of small spectral differences does not survive it
-# (features of real speech are 4 % off, and on a CPU it saves 10 ms a pass), nor does the place of a landmark.
-FLOAT32_GRAPHS = frozenset({"audio", "reference", "motion_encoder"})
+# Computed in float32 also where the rest runs in bf16: the logarithm of small spectral differences does not survive it
+# (features of real speech are 4 % off, and on a CPU it saves 10 ms a pass).
+FLOAT32_GRAPHS = frozenset({"audio"})
 
 
 @dataclass(frozen=True)

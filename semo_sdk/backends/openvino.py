@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 NAME = "openvino"
 PRECISIONS = ("fp32", "bf16", "fp16")
 VARIANTS: tuple[str, ...] = ()
+# OpenVINO's bf16 takes no heed of what a graph keeps in float32, and the place of a landmark does not survive it.
+EXACT_GRAPHS = FLOAT32_GRAPHS | {"reference", "motion_encoder"}
 WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"})
 MAX_COMPILED = 4  # shapes kept compiled for one graph; the least recently used goes first
 
@@ -50,7 +52,7 @@ class OpenVinoEngine:
     def __init__(self, spec: GraphSpec, path: Path, *, precision: str = "fp32", threads: int | None = None) -> None:
         self.spec = spec
         self.path = path
-        exact = precision == "bf16" and spec.name in FLOAT32_GRAPHS
+        exact = precision == "bf16" and spec.name in EXACT_GRAPHS
         self._settings = cpu_settings("fp32" if exact else precision, threads)
         self._lock = threading.Lock()
         self._compiled: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
