@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
 from typing import Any
 
 from semo_sdk.errors import MissingDependencyError
@@ -49,7 +51,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         (memory, "resident memory of the server, MiB", "seconds"),
     ):
         axes.set(title=title, xlabel=across)
-        highest = max((float(max(line.get_ydata())) for line in axes.lines), default=1.0)
+        highest = max((float(y) for line in axes.lines for y in np.asarray(line.get_ydata())), default=1.0)
         axes.set_ylim(0, 1.5 * highest)  # room for the legend
         axes.grid(alpha=0.3)
         if axes.lines:
