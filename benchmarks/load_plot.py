@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from typing import Any
 
 from semo_sdk.errors import MissingDependencyError
 from semo_sdk.files import replacing
