@@ -101,6 +101,7 @@ with serving(Path(sys.argv[1]), find_portrait(load_image(sys.argv[2]))) as runni
 
 
 @linux
+@pytest.mark.slow
 def test_a_server_that_is_killed_loses_no_finished_video(
     tmp_path: Path, portrait: Portrait, portrait_path: Path
 ) -> None:

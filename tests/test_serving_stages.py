@@ -226,6 +226,7 @@ def test_idle_motion_and_speech_have_no_gaps_however_slow_the_passes(share: floa
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.slow
 def test_a_hundred_clients_that_come_and_fail_leave_nothing(running: Running) -> None:
     def there() -> tuple[int, int]:
         return threading.active_count(), len(os.listdir("/proc/self/fd"))

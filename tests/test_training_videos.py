@@ -240,6 +240,7 @@ def test_the_guides_commands_and_recipes_exist() -> None:
         assert recipe(name, "autoencoder") is not None
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_from_videos_with_masked_patches(clips: Path, whisper: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     loop = autoencoder.LoopConfig(steps=3, save_every=3, log_every=1, warmup=1, learning_rate=1e-2, ema=0.0)
