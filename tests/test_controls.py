@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semo_sdk.errors import ConfigError
-from semo_sdk.pipeline.controls import BLINK_EVERY, adjust, check_controls, eye_closure
+from semo_sdk.pipeline.controls import BLINK_EVERY, OVERSHOOT, adjust, check_controls, eye_closure
 from semo_sdk.pipeline.reference import Reference
 
 WIDTH = 32
@@ -49,7 +49,7 @@ def test_a_blink_closes_the_eyes_and_opens_them_again(reference: Reference) -> N
     tokens = np.zeros((BLINK_EVERY, WIDTH), np.float32)
     eyes = controls(reference)[6]
     closure = shown(tokens, reference, blink=1.0) @ eyes / np.square(eyes).sum()
-    assert closure.min() == 0 and abs(closure.max() - 1) < 1e-5 and closure[0] == closure[-1] == 0
+    assert closure.min() == 0 and abs(closure.max() - OVERSHOOT) < 1e-5 and closure[0] == closure[-1] == 0
     weak = shown(tokens, reference, blink=0.4) @ eyes / np.square(eyes).sum()
     np.testing.assert_allclose(weak, 0.4 * closure, atol=1e-6)
 
