@@ -38,7 +38,7 @@ class Vae(Float32Buffers, ABC):
     def decode(self, latents: Tensor) -> Tensor: ...
 
     def warp(self, latents: Tensor, moved: Moved) -> Tensor:
-        """Latents (B, C, h, w) moved by a warp. Learned latents have no colours: the paint is left to the flow."""
+        """Latents (B, C, h, w) moved by a warp. Learned latents have no colours: the mouth is left to the flow."""
         return move(latents, moved.offsets)
 
 
@@ -81,7 +81,7 @@ class PatchVae(Vae):
         return self.encode(self.warp_pixels(latents, moved, 1)[:, 0]).to(latents.dtype)
 
     def warp_pixels(self, latents: Tensor, moved: Moved, frames: int) -> Tensor:
-        """Pixels (B, frames, 3, 256, 256) float32 of an image (B, C, h, w), moved and painted over."""
+        """Pixels (B, frames, 3, 256, 256) float32 of an image (B, C, h, w), moved, with the mouth laid over it."""
         image = self.decode(latents.float()).unsqueeze(1).expand(-1, frames, -1, -1, -1).flatten(0, 1)
         return cover(move(image, moved.offsets), moved).unflatten(0, (latents.shape[0], frames))
 

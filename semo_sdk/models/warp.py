@@ -54,7 +54,7 @@ class Moved(NamedTuple):
 
 
 class WarpHead(nn.Module):
-    """Backward warp and paint from the reference's features and the pair of motions."""
+    """Backward warp and mouth from the reference's features and the pair of motions."""
 
     def __init__(self, config: SemoConfig) -> None:
         super().__init__()

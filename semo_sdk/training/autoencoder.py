@@ -33,7 +33,7 @@ from semo_sdk.training.sources import check, learn_teacher, open_data
 from semo_sdk.training.teacher import taught_targets
 
 REGION_WEIGHT = (0.5, 1.0, 4.0, 8.0)  # background, face, mouth and eyes, inside of the mouth
-FIELD_WEIGHT = (0.3, 1.0, 12.0, 0.5)  # between the lips the warp is painted over
+FIELD_WEIGHT = (0.3, 1.0, 12.0, 0.5)  # between the lips a mouth is laid over the warp
 COARSE_WEIGHT = (0.3, 1.0, 1.0, 1.0)
 PAINT_WEIGHT = (0.02, 0.2, 2.0, 4.0)
 SURFACE_SIZE = 4  # place on the mean face (3), and whether the cell is inside an open mouth

@@ -35,8 +35,6 @@ class TrainConfig(Strict):
 class Stage2(nn.Module):
     """Loss of the second stage."""
 
-    directions: Tensor
-
     def __init__(self, generator: MotionGenerator, config: TrainConfig) -> None:
         super().__init__()
         self.generator, self.config = generator, config
