@@ -94,8 +94,10 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first_stage(steps: int, **changes: object) -> autoencoder.TrainConfig:
     loop = LoopConfig(steps=steps, save_every=3, log_every=1, warmup=1, learning_rate=1e-3)
     return autoencoder.TrainConfig(
-        model=MODEL, loop=loop, stills=4, pairs=2, warp_from=0.3, flow_from=0.6, stills_later=2, min_face=0.0,
-        validation_groups=1, **changes,
+        **{
+            "model": MODEL, "loop": loop, "stills": 4, "pairs": 2, "warp_from": 0.3, "flow_from": 0.6,
+            "stills_later": 2, "min_face": 0.0, "validation_groups": 1, **changes,
+        }
     )  # fmt: skip
 
 
@@ -311,11 +313,22 @@ def test_a_self_supervised_first_stage_trains_too(puppets: Path, whisper: Path, 
     assert load_checkpoint(path)[1]["step"] == "4"
 
 
+def test_the_flow_learns_last_from_a_warp_that_stays(puppets: Path, whisper: Path, tmp_path: Path) -> None:
+    autoencoder.train(first_stage(8, warp_from=0.0, flow_from=0.75), puppets, tmp_path, whisper=whisper)
+    state = load_file(tmp_path / "state.safetensors")
+    steps = {name.removeprefix("optimizer/step/"): int(n) for name, n in state.items() if "/step/" in name}
+    fixed = {name for name in steps if name.startswith(("encoder.", "surface.", "decoder.warp."))}
+    assert {steps[name] for name in fixed} == {6} and {steps[name] for name in steps.keys() - fixed} == {2}
+    assert all(torch.equal(state[f"weight/{name}"], state[f"ema/{name}"]) for name in fixed)
+    rates = [json.loads(line)["rate"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rates[5] > 5 * rates[4]  # as logged after the step: the schedule begins anew with the flow
+
+
 def test_a_run_for_the_flow_alone_leaves_encoder_and_warp(
     puppets: Path, whisper: Path, trained: Path, tmp_path: Path
 ) -> None:
     start = trained / "autoencoder.safetensors"
-    config = first_stage(3, only_flow=True, huber=0.05, targets=4)
+    config = first_stage(3, flow_from=0.0, huber=0.05, targets=4)
     path = autoencoder.train(config, puppets, tmp_path, whisper=whisper, init=start)
     before, after = load_file(start), load_file(path)
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -43,6 +43,7 @@ MODEL = SemoConfig(
     generator=GeneratorConfig(hidden=32, layers=1, heads=2, steps=2),
     audio=AudioConfig(width=32, heads=2, layers=1),
 )
+WARP = MODEL.decoder.model_copy(update={"prior": "warp", "prior_noise": 0.0, "warp_layers": 1})
 
 
 def write_video(path: Path, picture: np.ndarray | None, sound: np.ndarray | None, frames: int = FRAMES) -> None:
@@ -258,7 +259,7 @@ def test_the_encoder_learns_from_videos_with_masked_patches(clips: Path, whisper
     ("changes", "model", "message"),
     [
         ({"taught": True}, MODEL, "taught=false"),
-        ({"only_flow": True}, MODEL, "init"),
+        ({}, MODEL.model_copy(update={"decoder": WARP}), "init"),
         ({}, preset("semo-tiny"), "reader='mesh'"),
         ({"targets": 6}, MODEL, "temporal_window"),
         ({}, MODEL.model_copy(update={"vae": "taef2"}), "--vae"),

@@ -50,10 +50,9 @@ class TrainConfig(Strict):
     validation_groups: int = 4  # the last ones by name
     min_face: float = 0.46  # height of the face in the crop: a mouth of few pixels teaches little
     warp_from: float = 0.3  # share of the run in which the encoder learns alone
-    flow_from: float = 0.7  # share after which the decoder's flow is trained beside its warp, which it starts from
+    flow_from: float = 0.7  # share after which the decoder's flow is trained; encoder and warp stay as they are then
     stills_later: int = 8  # stills beside the pairs
     taught: bool = True  # target tokens come from the teacher; otherwise from the encoder alone, as in the paper
-    only_flow: bool = False  # encoder and warp stay as they are in ``init``
     huber: float = 0.0  # the flow's error counts linearly above this (whitened); 0 = squared error, as in the paper
     texture: float = 0.0  # weight of how much fine detail each 8 x 8 patch has after the flow; vae="patch" only
     at_prior: float = 0.7  # share of samples at t = 1, the step that must move the face; the others are uniform
@@ -71,6 +70,11 @@ class Stage1(nn.Module):
         cells = model.config.warp_size // model.config.grid
         self.surface = nn.Linear(model.config.encoder.hidden, SURFACE_SIZE * cells**2)
         self.progress = 0.0
+
+    @property
+    def flow_alone(self) -> bool:
+        """Whether a warp is there by now, and the flow that starts from it is what learns."""
+        return self.model.decoder.warp is not None and self.progress >= self.config.flow_from
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         c = self.config
@@ -107,7 +111,7 @@ class Stage1(nn.Module):
         latents = self._latents(torch.cat([batch.reference[:, None], batch.target], 1))
         appearance = None
         # an encoder with taught tokens learns from stills alone: the decoder takes its features as they are
-        with torch.set_grad_enabled(not c.only_flow and (m.reader is not None or not c.taught)):
+        with torch.set_grad_enabled(not self.flow_alone and (m.reader is not None or not c.taught)):
             if m.reader is not None or m.decoder.warp is not None or c.taught:
                 seen, appearance, _ = m.encoder.encode(latents[:, 0])
             if c.taught:
@@ -123,14 +127,14 @@ class Stage1(nn.Module):
         losses: dict[str, Tensor] = {}
         moved = None
         if m.decoder.warp is not None and appearance is not None:
-            with torch.set_grad_enabled(not c.only_flow):
+            with torch.set_grad_enabled(not self.flow_alone):
                 points = None if m.reader is None else self._landmarks(m.reader, batch)
                 maps = cast(Tensor, m.maps(latents[:, 0], appearance, points))
                 moved = m.decoder.warp(appearance, maps, reference_motion, motion)
-                if not c.only_flow:
+                if not self.flow_alone:
                     assert isinstance(batch, PuppetBatch)
                     losses |= self._warp(batch, moved, latents[:, 1:])
-        if c.only_flow or self.progress >= c.flow_from:
+        if self.progress >= c.flow_from:
             losses["flow"] = self._flow(batch, reference, target, reference_motion, motion, moved)
         return losses
 
@@ -259,8 +263,8 @@ def train(
     Args:
         config: model and recipe. data: folder of rendered groups (``semo data puppet``) or of prepared videos
             (``semo data videos``). Videos teach neither motion nor warp: they need ``taught=False``, and a model with
-            the warp prior needs ``only_flow`` and ``init`` too. On videos encoder and flow learn together from the
-            first step, as in the paper.
+            the warp prior, of which they train the flow alone, needs ``init`` too. The other models' encoder and flow
+            learn together from the first step, as in the paper.
         out: folder of the run: checkpoint, state to resume, log, loss plot, sample sheets.
         resume: go on with the run in ``out``; batches continue as if it had never stopped.
         whisper: file or name of Whisper's weights, frozen, stored in the checkpoint for the second stage.
@@ -291,33 +295,34 @@ def train(
         # reading out before a map has learned to use it
         model.decoder.warp.levers.requires_grad_(False)
         model.decoder.warp.pose_levers.requires_grad_(False)
-    if config.only_flow:
-        model.encoder.requires_grad_(False)
-        if model.decoder.warp is not None:
-            model.decoder.warp.requires_grad_(False)
     load_whisper(model.whisper, whisper)
     device = best_device()
     stage = Stage1(model, config).to(device)
     path = out / "autoencoder.safetensors"
     modules = {"encoder": model.encoder, "decoder": model.decoder, "surface": stage.surface}
-    trainer = Trainer(config.loop, modules, out, resume=resume)
+    two_parts = model.decoder.warp is not None and fresh.knows_motion
+    trainer = Trainer(config.loop, modules, out, resume=resume, restart=config.flow_from if two_parts else 1.0)
     trainer.keep_config(config)
     rank = trainer.processes.rank
 
+    def progress(step: int) -> float:
+        return step / config.loop.steps if fresh.knows_motion else 1.0
+
     def make(step: int) -> Step:
         rng = np.random.default_rng([config.loop.seed, step, rank])
-        progress = step / config.loop.steps
-        if fresh.knows_motion and progress < config.warp_from and not config.only_flow:
+        flowing = progress(step) >= config.flow_from
+        if progress(step) < config.warp_from and not flowing:
             return Step(fresh.stills(rng, config.stills), None)
         # the warp learns most from unrelated frames; the Temporal Align Module needs neighbours
-        flowing = not fresh.knows_motion or config.only_flow or progress >= config.flow_from
         groups = max(1, config.pairs // config.targets)
         pairs = fresh.batch(rng, groups=groups, identities=2, frames=config.targets, neighbours=flowing)
-        return Step(None if config.only_flow else fresh.stills(rng, config.stills_later), pairs)
+        alone = flowing and model.decoder.warp is not None
+        return Step(None if alone else fresh.stills(rng, config.stills_later), pairs)
 
     def losses(step: Step) -> dict[str, Tensor]:
-        known = fresh.knows_motion
-        stage.progress = trainer.step / config.loop.steps if known else 1.0
+        stage.progress = progress(trainer.step)
+        if stage.flow_alone:
+            trainer.freeze("encoder", "decoder.warp", "surface")
         with torch.autocast(device.type, torch.bfloat16):
             return stage(step.to(device))
 

@@ -50,11 +50,14 @@ class Trainer:
     same weights; the first one writes. With tensorboard installed there are logs for it in ``out/tensorboard``.
     """
 
-    def __init__(self, config: LoopConfig, modules: dict[str, nn.Module], out: Path, *, resume: bool) -> None:
+    def __init__(
+        self, config: LoopConfig, modules: dict[str, nn.Module], out: Path, *, resume: bool, restart: float = 1.0
+    ) -> None:
         """
         Args:
             modules: what is trained, by name. out: folder of the run; made if it is missing.
             resume: go on from ``out/state.safetensors``.
+            restart: share of the run after which the learning rate's warm-up and cosine begin anew.
 
         Raises:
             CheckpointError: nothing to resume from, or a run is there already and ``resume`` is False.
@@ -72,7 +75,7 @@ class Trainer:
             betas=config.betas,
             fused=True,
         )
-        self.step = 0
+        self.step, self.restart = 0, round(restart * config.steps)
         self.history: list[dict[str, float]] = []
         out.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -97,9 +100,12 @@ class Trainer:
 
     def learning_rate(self) -> float:
         c = self.config
-        if self.step < c.warmup:
-            return c.learning_rate * (self.step + 1) / c.warmup
-        done = (self.step - c.warmup) / max(1, c.steps - c.warmup)
+        step, steps = self.step, c.steps
+        if 0 < self.restart < steps:
+            step, steps = (step, self.restart) if step < self.restart else (step - self.restart, steps - self.restart)
+        if step < c.warmup:
+            return c.learning_rate * (step + 1) / c.warmup
+        done = (step - c.warmup) / max(1, steps - c.warmup)
         return c.learning_rate * (c.final_rate + (1 - c.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
     def update(self, loss: Tensor) -> float:
@@ -193,12 +199,14 @@ class Trainer:
                 self.board.add_scalar(f"validation/{key}", value, self.step)
         tqdm.write("  ".join(f"{k} {v:.4g}" for k, v in row.items()))
 
-    def settle(self, prefix: str) -> None:
-        """Gives the parameters under ``prefix`` their averaged values, to stay there."""
+    def freeze(self, *names: str) -> None:
+        """Gives the parameters of modules, or of parts of them, their averaged values, to stay there."""
+        frozen = tuple(f"{name}." for name in names)
         with torch.no_grad():
             for k, p in self.params.items():
-                if k.startswith(prefix):
+                if p.requires_grad and k.startswith(frozen):
                     p.copy_(self.ema[k])
+                    p.requires_grad_(False)
 
     def save(self) -> None:
         """Writes weights, averages and optimiser moments (safetensors), the log (JSON lines) and the loss plot."""

@@ -48,18 +48,18 @@ def check(config: TrainConfig, model: SemoModel, data: Source, *, started: bool)
     Raises:
         ConfigError: says what to change.
     """
-    if config.only_flow and not started:
-        raise ConfigError("only_flow trains the flow of an encoder and a warp that are there: give it init")
+    if model.decoder.warp is not None and config.flow_from <= 0 and not started:
+        raise ConfigError("flow_from=0 trains the flow of an encoder and a warp that are there: give it init")
     if data.knows_motion:
         return
     if config.taught:
         raise ConfigError("real videos teach no motion tokens: set taught=false (the paper's way), or train on puppets")
     if model.reader is not None and not started:
         raise ConfigError("encoder.reader='mesh' is fitted on puppets: start from a checkpoint (init), or use 'tokens'")
-    if model.decoder.warp is not None and not config.only_flow:
+    if model.decoder.warp is not None and not started:
         raise ConfigError(
             "prior='warp' learns from warp fields, which real videos lack: use prior 'noise' or 'reference', "
-            "or train the flow alone (only_flow=true, with init)"
+            "or train the flow alone, of a checkpoint (init)"
         )
     if config.targets % min(config.targets, config.model.decoder.temporal_window):
         raise ConfigError(f"targets={config.targets} is not a multiple of decoder.temporal_window")
