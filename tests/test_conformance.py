@@ -1,11 +1,10 @@
-"""The conformance kit: a sound avatar passes, and for each check there are broken ones that fail it."""
+"""The conformance kit: a sound avatar passes, and each check has broken ones that fail it. In virtual time."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import json
-import time
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
@@ -29,11 +28,28 @@ from pipecat.frames.frames import (
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from semo_sdk.errors import ConfigError
-from semo_sdk.testing import CHECKS, Check, ConformanceError, Report, check_video_generator, check_video_service
-from tests.agents_tools import RATE, run
+from semo_sdk.testing import (
+    CHECKS,
+    Check,
+    ConformanceError,
+    Report,
+    check_video_generator,
+    check_video_service,
+    checks,
+    kit,
+    livekit_port,
+    port,
+)
+from tests.agents_tools import RATE
+from tests.virtual_time import now, run_virtually, virtual_clock
 
 FRAME = RATE // 25 * 2  # bytes of sound in one
 PICTURE = bytes(64 * 64 * 3)
+
+
+@pytest.fixture(autouse=True)
+def _virtual(monkeypatch: pytest.MonkeyPatch) -> None:
+    virtual_clock(monkeypatch, checks, kit, livekit_port, port)
 
 
 class Still:
@@ -164,11 +180,11 @@ class Service(FrameProcessor):
             await self.push_frame(frame, direction)
 
     async def play(self) -> None:
-        due = time.monotonic()
+        due = now()
         async for item in self.still.outputs():
             if item is None:
                 due += 0.04
-                await asyncio.sleep(max(due - time.monotonic(), 0))
+                await asyncio.sleep(max(due - now(), 0))
                 await self.push_frame(OutputImageRawFrame(PICTURE, (64, 64), "RGB"))
             elif isinstance(item, bytes):
                 await self.push_frame(TTSAudioRawFrame(item, RATE, 1))
@@ -216,7 +232,7 @@ def test_a_sound_avatar_passes_every_check() -> None:
             check_video_generator(Generator, long_run=2), check_video_service(Service, long_run=2, size=(64, 64))
         )
 
-    generator, service = run(both())
+    generator, service = run_virtually(both())
     for report in (generator, service):
         report.raise_for_failures()
         assert [check.name for check in report.checks] == list(CHECKS) and report.ok and not report.failures
@@ -237,7 +253,7 @@ def test_every_check_can_fail(make: Any, defects: dict[str, tuple[str, str]]) ->
         ]
         return await asyncio.gather(*made)
 
-    for (defect, (name, complaint)), report in zip(defects.items(), run(all_of_them()), strict=True):
+    for (defect, (name, complaint)), report in zip(defects.items(), run_virtually(all_of_them()), strict=True):
         assert report.failures == (name,), f"{defect}: {report}"
         assert complaint in report.checks[0].detail, f"{defect}: {report}"
 
@@ -256,11 +272,11 @@ def test_a_report_can_be_read_by_people_tests_and_programs() -> None:
 
 def test_what_cannot_be_checked_is_refused() -> None:
     with pytest.raises(ConfigError, match="no check 'idel'"):
-        run(check_video_generator(Generator, checks=["idel"]))
+        run_virtually(check_video_generator(Generator, checks=["idel"]))
 
     class Silent(Generator):
         def __init__(self) -> None:
             self.still = Still()
 
     with pytest.raises(ConfigError, match="AvatarOptions"):
-        run(check_video_generator(Silent))
+        run_virtually(check_video_generator(Silent))

@@ -1,11 +1,10 @@
-"""Pipecat, the real package: real pipelines, and a real output transport that plays in real time."""
+"""Pipecat, the real package: real pipelines, and a real output transport; their clock is virtual."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,15 +33,18 @@ from pipecat.metrics.metrics import TTFBMetricsData
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.tests.utils import SleepFrame, run_test
+from pipecat.transports import base_output
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
 from pipecat.workers.runner import WorkerRunner
 
 from semo_sdk.animator import Animator
 from semo_sdk.media.image import Portrait
+from semo_sdk.serving import pipecat as adapter
 from semo_sdk.serving.pipecat import SemoVideoService
-from semo_sdk.testing import check_video_service
-from tests.agents_tools import RATE, quick, run, voice
+from semo_sdk.testing import check_video_service, checks, kit, port
+from tests.agents_tools import RATE, quick, run, virtual_engine, voice
+from tests.virtual_time import now, run_virtually, virtual_clock
 
 
 class Screen(BaseOutputTransport):
@@ -69,12 +71,12 @@ class Screen(BaseOutputTransport):
         await self.set_transport_ready(frame)
 
     async def write_audio_frame(self, frame: OutputAudioRawFrame) -> bool:
-        self.sound.append((time.monotonic(), np.frombuffer(frame.audio, np.int16)))
+        self.sound.append((now(), np.frombuffer(frame.audio, np.int16)))
         await asyncio.sleep(len(frame.audio) / 2 / RATE * 0.9)
         return True
 
     async def write_video_frame(self, frame: OutputImageRawFrame) -> bool:
-        self.pictures.append((time.monotonic(), frame.image))
+        self.pictures.append((now(), frame.image))
         return True
 
     @property
@@ -82,9 +84,19 @@ class Screen(BaseOutputTransport):
         return np.concatenate([np.zeros(0, np.int16), *(pcm for _, pcm in self.sound)])
 
 
+@pytest.fixture(autouse=True)
+def _virtual(monkeypatch: pytest.MonkeyPatch) -> None:
+    virtual_clock(monkeypatch, adapter, base_output, checks, kit, port)
+
+
 @pytest.fixture
 def animator(portrait: Portrait) -> Animator:
     return quick(portrait)[0]
+
+
+def made(animator: Animator, **settings: Any) -> SemoVideoService:
+    """A service whose engine has no thread: it works while the others sleep."""
+    return SemoVideoService(portrait=animator, engine=virtual_engine(animator), **settings)
 
 
 def said(pcm: np.ndarray, context: str = "a", **settings: Any) -> list[Frame]:
@@ -101,7 +113,9 @@ def said(pcm: np.ndarray, context: str = "a", **settings: Any) -> list[Frame]:
 
 def through(service: SemoVideoService, frames: Sequence[Frame], **settings: Any) -> tuple[list[Frame], list[Frame]]:
     """What comes out of a pipeline, downstream and upstream."""
-    down, up = run(run_test(service, frames_to_send=frames, start_timeout=10, **settings))
+    engine = service.avatar._engine
+    workers = [] if engine is None else [engine.step]
+    down, up = run_virtually(run_test(service, frames_to_send=frames, start_timeout=60, **settings), *workers)
     return list(down), list(up)
 
 
@@ -118,14 +132,17 @@ def contexts_of(frames: Sequence[Any], kind: type[Frame]) -> list[str]:
     return [frames[number].context_id for number in places(frames, kind)]
 
 
-@pytest.mark.slow
 def test_it_conforms(animator: Animator) -> None:
-    run(check_video_service(lambda: SemoVideoService(portrait=animator), size=(256, 256))).raise_for_failures()
+    engine = virtual_engine(animator)
+    work = check_video_service(lambda: SemoVideoService(portrait=animator, engine=engine), size=(256, 256))
+    run_virtually(work, engine.step).raise_for_failures()
 
 
 def test_each_picture_goes_out_with_exactly_its_samples(animator: Animator) -> None:
+    """In real time, with an engine of its own and its thread."""
     pcm = voice(0.99)
-    down, _ = through(SemoVideoService(portrait=animator), said(pcm))
+    service = SemoVideoService(portrait=animator)
+    down, _ = run(run_test(service, frames_to_send=said(pcm), start_timeout=60))
     np.testing.assert_array_equal(sound(down), pcm)
     for number in places(down, TTSAudioRawFrame):
         frame, picture = down[number], down[number - 1]
@@ -137,9 +154,11 @@ def test_each_picture_goes_out_with_exactly_its_samples(animator: Animator) -> N
 
 @pytest.mark.parametrize("live", [True, False])
 def test_a_transport_plays_it_in_sync(animator: Animator, live: bool) -> None:
+    service = made(animator, sync_with_audio=not live)
+    assert service.avatar._engine is not None
+
     async def play() -> tuple[Screen, list[str]]:
         screen, marks = Screen(video_out_is_live=live), list[str]()
-        service = SemoVideoService(portrait=animator, sync_with_audio=not live)
         worker = PipelineWorker(Pipeline([service, screen]), cancel_on_idle_timeout=False, enable_rtvi=False)
         worker.set_reached_upstream_filter((BotStartedSpeakingFrame, BotStoppedSpeakingFrame))
 
@@ -158,7 +177,7 @@ def test_a_transport_plays_it_in_sync(animator: Animator, live: bool) -> None:
         await running
         return screen, marks
 
-    screen, marks = run(play())
+    screen, marks = run_virtually(play(), service.avatar._engine.step)
     pcm = voice(1.2)
     np.testing.assert_array_equal(screen.heard[: len(pcm)], pcm)
     assert not screen.heard[len(pcm) :].any() and marks == ["BotStartedSpeakingFrame", "BotStoppedSpeakingFrame"]
@@ -173,7 +192,7 @@ def test_the_order_of_frames_stays(animator: Animator) -> None:
     timed.pts = 5
     first, second = said(voice(0.6), "a"), said(voice(0.4, 1), "b")
     frames = [*first[:-1], text, timed, first[-1], *second, after]
-    down, _ = through(SemoVideoService(portrait=animator), frames)
+    down, _ = through(made(animator), frames)
     sounds = places(down, TTSAudioRawFrame)
     contexts = contexts_of(down, TTSAudioRawFrame)
     last_of_a, first_of_b = sounds[contexts.index("b") - 1], sounds[contexts.index("b")]
@@ -186,7 +205,7 @@ def test_an_interruption_drops_what_was_not_shown(animator: Animator) -> None:
     text = TextFrame("behind the speech")
     frames = [*said(voice(5), "a"), text, SleepFrame(0.6), InterruptionFrame(), SleepFrame(0.4)]
     pcm = voice(0.5, 1)
-    down, _ = through(SemoVideoService(portrait=animator), [*frames, *said(pcm, "b")])
+    down, _ = through(made(animator), [*frames, *said(pcm, "b")])
     (cut,) = places(down, InterruptionFrame)
     assert len(sound(down[:cut])) / RATE < 0.7
     np.testing.assert_array_equal(sound(down[cut:]), pcm)
@@ -197,19 +216,17 @@ def test_an_interruption_drops_what_was_not_shown(animator: Animator) -> None:
 def test_what_must_not_be_interrupted_is_not(animator: Animator) -> None:
     pcm = voice(0.8)
     frames = [*said(pcm, interruptible=False), SleepFrame(0.3), InterruptionFrame(), SleepFrame(0.1)]
-    down, _ = through(SemoVideoService(portrait=animator), frames)
+    down, _ = through(made(animator), frames)
     np.testing.assert_array_equal(sound(down), pcm)
     assert not any(down[number].interruptible for number in places(down, TTSAudioRawFrame))
     kept = TextFrame("kept")
     kept.interruptible = False
-    down, _ = through(
-        SemoVideoService(portrait=animator), [*said(voice(2)), kept, SleepFrame(0.3), InterruptionFrame()]
-    )
+    down, _ = through(made(animator), [*said(voice(2)), kept, SleepFrame(0.3), InterruptionFrame()])
     assert kept in down
 
 
 def test_the_time_to_the_first_frame_is_measured(animator: Animator) -> None:
-    service = SemoVideoService(portrait=animator)
+    service = made(animator)
     frames = [*said(voice(0.5)), SleepFrame(1.2), *said(voice(0.5), "b")]
     down, up = through(service, frames, pipeline_params=PipelineParams(enable_metrics=True))
     data = [part for frame in down + up if isinstance(frame, MetricsFrame) for part in frame.data]
@@ -220,13 +237,14 @@ def test_the_time_to_the_first_frame_is_measured(animator: Animator) -> None:
 
 def test_when_the_engine_fails_the_voice_goes_on(portrait: Portrait) -> None:
     animator, taps = quick(portrait)
-    service, pcm = SemoVideoService(portrait=animator), voice(1.2)
+    engine, pcm = virtual_engine(animator), voice(1.2)
+    service = SemoVideoService(portrait=animator, engine=engine)
 
     async def play() -> tuple[Sequence[Frame], Sequence[Frame]]:
         asyncio.get_running_loop().call_later(0.5, lambda: setattr(taps["render"], "broken", True))
-        return await run_test(service, frames_to_send=said(pcm), start_timeout=10)
+        return await run_test(service, frames_to_send=said(pcm), start_timeout=60)
 
-    down, up = run(play())
+    down, up = run_virtually(play(), engine.step)
     np.testing.assert_array_equal(sound(down), pcm)
     errors = [frame.error for frame in up if isinstance(frame, ErrorFrame)]
     assert len(errors) == 1 and "stands still" in errors[0]
@@ -246,7 +264,7 @@ def test_several_channels_and_rates_and_bad_audio(animator: Animator) -> None:
         TTSAudioRawFrame(voice(0.4, rate=16_000).tobytes(), 16_000, 1, context_id="b"),
         TTSAudioRawFrame(voice(0.2).tobytes(), 11_111, 1, context_id="c"),
     ]
-    down, up = through(SemoVideoService(portrait=animator), frames)
+    down, up = through(made(animator), frames)
     pieces = [down[number] for number in places(down, TTSAudioRawFrame)]
     mono = [p.audio for p in pieces if isinstance(p, TTSAudioRawFrame) and p.context_id == "a"]
     np.testing.assert_array_equal(np.frombuffer(b"".join(mono), np.int16), stereo[:, 0])
