@@ -14,6 +14,7 @@ import pytest
 
 from semo_sdk.constants import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from semo_sdk.serving import launcher
+from tests.serving_tools import LIMIT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -124,7 +125,7 @@ class Visit:
         self.page.click(button)
         self.page.wait_for_selector("#screen.live")
 
-    def state(self, name: str, seconds: float = 20) -> None:
+    def state(self, name: str, seconds: float = LIMIT) -> None:
         """Waits for a state."""
         self.page.wait_for_selector(f'#screen[data-state="{name}"]', timeout=1000 * seconds)
 
@@ -145,7 +146,7 @@ class Visit:
 def visit(browser: Browser, url: str, **settings: Any) -> Iterator[Visit]:
     """Opens the page; afterwards nothing was complained about and no other host was asked."""
     page = browser.new_page(**{"viewport": {"width": 1200, "height": 860}, **settings})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(1000 * LIMIT)
     here = Visit(page, url)
     page.on("console", lambda message: here.complaints.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: here.complaints.append(str(error)))

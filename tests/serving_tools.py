@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import socket
 import threading
 import time
 import wave
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import Image
 
 from semo_sdk.backends import fake_engines
 from semo_sdk.config import AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
-from semo_sdk.constants import SAMPLE_RATE
+from semo_sdk.constants import FPS, SAMPLE_RATE
 from semo_sdk.errors import EngineError
 from semo_sdk.media.image import Portrait
 from semo_sdk.pipeline.graphs import Graphs
@@ -29,6 +30,8 @@ from semo_sdk.serving.metrics import Metrics
 from semo_sdk.serving.server import Server
 from semo_sdk.serving.service import Service
 from semo_sdk.serving.settings import Settings
+
+LIMIT = 120.0  # seconds; what takes so long never comes
 
 # Small tensors: a fake engine hashes all of its inputs.
 LIGHT = SemoConfig(
@@ -52,11 +55,16 @@ class Tap:
         self.broken = False
         self.gate: threading.Event | None = None
         self.entered = threading.Event()
+        self.waiting = False  # at the gate
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.entered.set()
         if self.gate is not None:
-            assert self.gate.wait(20)
+            self.waiting = True
+            try:
+                assert self.gate.wait(LIMIT)
+            finally:
+                self.waiting = False
         if "context" in feeds:
             self.contexts.append(feeds["context"].copy())
             if self.poison is not None and (feeds["context"] == self.poison).any():
@@ -103,19 +111,39 @@ def serving(data: Path, portrait: Portrait, *, graphs: Graphs | None = None, **s
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        wait_for(lambda: bool(listening) and engine.healthy, 60)
+        wait_for(lambda: bool(listening) and engine.healthy)
         yield Running(listening[0], service, server, taps)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(LIMIT)
         assert not thread.is_alive(), "the server did not stop"
 
 
-def wait_for(condition: Any, seconds: float = 20) -> None:
+@contextlib.contextmanager
+def small_buffers(running: Running) -> Iterator[None]:
+    """Connections that the server accepts now soon notice that nobody reads."""
+    (listening,) = (each for server in running.server.servers for each in server.sockets)
+    usual = listening.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    try:
+        yield
+    finally:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, usual // 2)  # Linux doubles what it is told
+
+
+def wait_for(condition: Any, seconds: float = LIMIT) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
+
+
+def nobody_was_early(began: float, times: Sequence[float], fps: float = FPS) -> bool:
+    """Whether frames that came at these times, of a session opened after ``began``, keep real time.
+
+    How late they are depends on what else the machine does; the clock of ``serving_world`` says that they are not.
+    """
+    return all(when - began >= number / fps for number, when in enumerate(times))
 
 
 def wav(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> bytes:

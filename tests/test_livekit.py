@@ -28,8 +28,10 @@ from semo_sdk.serving.avatar import Avatar
 from semo_sdk.serving.capacity import Capacity
 from semo_sdk.serving.engine import Engine
 from semo_sdk.serving.livekit import AvatarSession, SemoVideoGenerator
-from semo_sdk.testing import check_video_generator
-from tests.agents_tools import RATE, quick, run, voice
+from semo_sdk.testing import check_video_generator, checks, kit, livekit_port, port
+from tests.agents_tools import RATE, quick, run, until, virtual_engine, voice
+from tests.serving_tools import LIMIT
+from tests.virtual_time import run_virtually, virtual_clock
 
 
 class Publication:
@@ -122,9 +124,12 @@ async def stream(pcm: np.ndarray) -> AsyncIterator[rtc.AudioFrame]:
         yield frame
 
 
-@pytest.mark.slow
-def test_it_conforms(animator: Animator) -> None:
-    run(check_video_generator(lambda: SemoVideoGenerator(animator))).raise_for_failures()
+def test_it_conforms(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In virtual time."""
+    virtual_clock(monkeypatch, checks, kit, livekit_port, port)
+    engine = virtual_engine(animator)
+    work = check_video_generator(lambda: SemoVideoGenerator(animator, engine=engine))
+    run_virtually(work, engine.step).raise_for_failures()
 
 
 @pytest.mark.parametrize("rate", [16_000, 24_000, 44_100, 48_000])
@@ -168,19 +173,20 @@ def test_the_runner_shows_and_reports_everything(animator: Animator) -> None:
         queue.flush()
         done = await queue.wait_for_playout()
         assert done.playback_position == pytest.approx(1.0) and not done.interrupted and len(started) == 1
-        await asyncio.sleep(0.3)
         listener = room.local_participant
         assert listener.names == ["avatar_audio", "avatar_video"]
-        assert len(listener.heard) == pytest.approx(len(said), abs=RATE // 20)
-        assert len(listener.pictures) >= 25 and {len(p) for p in listener.pictures} == {256 * 256 * 3}
+        await until(lambda: len(listener.heard) >= len(said) - RATE // 20 and len(listener.pictures) >= 25)
+        assert len(listener.heard) <= len(said) + RATE // 20
+        assert {len(p) for p in listener.pictures} == {256 * 256 * 3}
 
-        for frame in frames(voice(5.0)):
+        heard = len(listener.heard)
+        for frame in frames(voice(30.0)):
             await queue.capture_frame(frame)
-        await asyncio.sleep(0.8)
+        await until(lambda: len(listener.heard) > heard + RATE // 2)
         queue.clear_buffer()
         queue.flush()
         done = await queue.wait_for_playout()
-        assert done.interrupted and 0.2 < done.playback_position < 1.0
+        assert done.interrupted and 0.4 < done.playback_position < 30.0
         shown = len(listener.pictures)
         for frame in frames(said):
             await queue.capture_frame(frame)
@@ -188,7 +194,7 @@ def test_the_runner_shows_and_reports_everything(animator: Animator) -> None:
         done = await queue.wait_for_playout()
         # the runner counts a frame that was on its way into the synchroniser when it was interrupted
         assert not done.interrupted and done.playback_position == pytest.approx(1.0, abs=0.05)
-        assert len(listener.pictures) > shown + 20
+        await until(lambda: len(listener.pictures) > shown + 20)
         await runner.aclose()
         await generator.aclose()
         await listener.leave()
@@ -209,17 +215,20 @@ def test_an_agent_says_things_with_the_avatar_and_is_interrupted(animator: Anima
         with pytest.raises(RuntimeError, match="already"):
             await avatar.start(session, room)
         await session.start(Agent(instructions="say things"))
-        await avatar.wait_for_join(timeout=5)
+        await avatar.wait_for_join(timeout=LIMIT)
         assert [m.metadata.model_provider for m in metrics] == ["semo"] and metrics[0].avatar_joined_time
         said = voice(0.9)
-        await asyncio.wait_for(session.say("hello", audio=stream(said)), 10)
-        assert len(room.local_participant.heard) == pytest.approx(len(said), abs=RATE // 10)
-        handle = session.say("a long story", audio=stream(voice(20)))
-        await asyncio.sleep(0.7)
-        await asyncio.wait_for(session.interrupt(), 5)
-        await asyncio.wait_for(handle, 5)
+        await asyncio.wait_for(session.say("hello", audio=stream(said)), LIMIT)
+        listener = room.local_participant
+        await until(lambda: len(listener.heard) >= len(said) - RATE // 10)
+        heard = len(listener.heard)
+        assert heard <= len(said) + RATE // 10
+        handle = session.say("a long story", audio=stream(voice(30)))
+        await until(lambda: len(listener.heard) > heard + RATE // 2)
+        await asyncio.wait_for(session.interrupt(), LIMIT)
+        await asyncio.wait_for(handle, LIMIT)
         assert handle.interrupted
-        await asyncio.wait_for(session.say("sorry", audio=stream(said)), 10)
+        await asyncio.wait_for(session.say("sorry", audio=stream(said)), LIMIT)
         await session.aclose()
         await avatar.aclose()
         await avatar.aclose()
@@ -269,10 +278,11 @@ def test_a_minute_may_wait_and_an_interruption_frees_who_waits(animator: Animato
     async def play() -> None:
         generator = SemoVideoGenerator(animator)
         pushing = asyncio.create_task(generator.push_audio(rtc.AudioFrame(voice(90).tobytes(), RATE, 1, 90 * RATE)))
-        await asyncio.sleep(1)
+        await until(lambda: generator.avatar.seconds > 59)
+        await asyncio.sleep(0.2)
         assert not pushing.done() and generator.avatar.seconds < 61
         generator.clear_buffer()
-        await asyncio.wait_for(pushing, 1)
+        await asyncio.wait_for(pushing, LIMIT)
         assert generator.avatar.labels == []
         await generator.aclose()
 

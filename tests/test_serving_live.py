@@ -24,7 +24,7 @@ from semo_sdk.serving.keys import add_key
 from semo_sdk.serving.protocol import pack_frame, unpack_frame
 from semo_sdk.serving.speech import Frame
 from tests.conftest import random_speech
-from tests.serving_tools import Running, serving, wait_for
+from tests.serving_tools import LIMIT, Running, nobody_was_early, serving, small_buffers, wait_for
 
 START = {"type": "session.start"}
 
@@ -45,7 +45,7 @@ def raw(running: Running, **settings: Any) -> ClientConnection:
     return connect("ws" + running.url.removeprefix("http") + "/v1/live", max_size=2**22, **settings)
 
 
-def collect(live: Any, until: str, seconds: float = 30) -> tuple[list[LiveFrame], list[LiveEvent]]:
+def collect(live: Any, until: str, seconds: float = LIMIT) -> tuple[list[LiveFrame], list[LiveEvent]]:
     """Everything up to an event."""
     frames: list[LiveFrame] = []
     events: list[LiveEvent] = []
@@ -80,15 +80,17 @@ def test_speech_comes_back_with_frames_and_its_end_is_told(running: Running) -> 
     assert {"state": "speaking", "position": frames[-32].index / FPS} in [event.data for event in events]
 
 
-def test_frames_come_at_25_a_second(running: Running) -> None:
+def test_frames_come_in_real_time(running: Running) -> None:
+    began = time.monotonic()
     with running.client() as client, client.live() as live:
-        times = []
+        times, indices = [], []
         for item in live:
             if isinstance(item, LiveFrame):
                 times.append(time.monotonic())
+                indices.append(item.index)
             if len(times) == 60:
                 break
-    assert 20 < 49 / (times[-1] - times[10]) < 27
+    assert indices == list(range(60)) and nobody_was_early(began, times)
 
 
 @pytest.mark.parametrize("rate", [8_000, 24_000, 48_000])
@@ -102,13 +104,13 @@ def test_other_rates_are_resampled(running: Running, rate: int) -> None:
 
 def test_half_the_frame_rate_has_the_same_sound(running: Running) -> None:
     pcm = np.round(random_speech(20_000) * 32768).astype(np.int16)
+    began = time.monotonic()
     with running.client() as client, client.live(latency="quality", fps=12.5) as live:
         assert live.started["fps"] == 12.5
         live.push(pcm)
         live.end()
-        began = time.monotonic()
         frames, _ = collect(live, "speech.done")
-        assert 10 < len(frames) / (time.monotonic() - began) < 17
+        assert time.monotonic() - began >= (len(frames) - 1) / 12.5
         with pytest.raises(ServerError, match="25 or 12.5"):
             client.live(fps=30)
     spoken = np.concatenate([frame.audio for frame in frames if frame.speaking])
@@ -190,7 +192,7 @@ def test_sessions_side_by_side_do_not_mix(running: Running) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LIMIT)
     for seed, pcm in speeches.items():
         np.testing.assert_array_equal(heard[seed][: len(pcm)], pcm)
 
@@ -229,7 +231,7 @@ def test_a_wrong_message_is_told_and_the_session_goes_on(running: Running, messa
         frames = 0
         answer: dict[str, Any] = {}
         while frames < 5 or not answer:
-            received = ws.recv(20)
+            received = ws.recv(LIMIT)
             if isinstance(received, bytes):
                 frames += 1
             elif "error" in received:
@@ -251,10 +253,10 @@ def test_a_wrong_message_is_told_and_the_session_goes_on(running: Running, messa
 def test_a_wrong_start_is_refused_with_the_reason(running: Running, first: str | bytes, code: str) -> None:
     with raw(running) as ws:
         ws.send(first)
-        closed = json.loads(ws.recv(20))
+        closed = json.loads(ws.recv(LIMIT))
         assert closed["type"] == "session.closed" and closed["error"]["code"] == code
         with pytest.raises(ConnectionClosed):
-            ws.recv(20)
+            ws.recv(LIMIT)
 
 
 def test_a_message_that_is_too_large_ends_only_its_own_connection(running: Running) -> None:
@@ -263,7 +265,7 @@ def test_a_message_that_is_too_large_ends_only_its_own_connection(running: Runni
         with pytest.raises(ConnectionClosed):
             bad.send(bytes(100_000))
             while True:
-                bad.recv(20)
+                bad.recv(LIMIT)
         assert len([item for item, _ in zip(good, range(30), strict=False)]) == 30
 
 
@@ -277,7 +279,13 @@ def test_too_much_speech_is_refused_and_the_session_lives(running: Running) -> N
 
 
 def test_clients_that_vanish_or_do_not_read_harm_nobody(running: Running) -> None:
-    with running.client() as client, client.live() as good, raw(running) as vanishing, raw(running) as unread:
+    with (
+        running.client() as client,
+        client.live() as good,
+        raw(running) as vanishing,
+        small_buffers(running),
+        raw(running) as unread,
+    ):
         for ws in (vanishing, unread):
             ws.send(json.dumps(START))
         unread.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)

@@ -24,8 +24,7 @@ from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame, VideoFrame
 
 from semo_sdk.serving.webrtc_media import microphone_samples
-
-SECONDS = 30.0
+from tests.serving_tools import LIMIT
 
 
 class Microphone(MediaStreamTrack):
@@ -97,7 +96,7 @@ class Caller:
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["type"] == kind]
 
-    async def until(self, condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    async def until(self, condition: Callable[[], Any], seconds: float = LIMIT) -> Any:
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < end, [event["type"] for event in self.events]
@@ -140,7 +139,7 @@ async def call(
             video.setCodecPreferences([one for one in offered if one.name in (codec, "rtx")])
         await pc.setLocalDescription(await pc.createOffer())
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=LIMIT) as http:
             answer = await http.post("/v1/webrtc/offer", json={"sdp": pc.localDescription.sdp, **options})
         assert answer.status_code == 201, answer.text
         caller.name = answer.json()["id"]
