@@ -1,4 +1,4 @@
-"""The README tells the truth: its Python runs, its commands exist, its numbers are the measured ones."""
+"""The README tells the truth: its Python runs, its numbers are the measured ones. Its commands and links: test_docs."""
 
 from __future__ import annotations
 
@@ -8,29 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from semo_sdk.benchmarks import report
-from semo_sdk.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-
-
-def shell(text: str) -> list[str]:
-    """The lines of a document's shell blocks."""
-    return "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).splitlines()
-
-
-SHELL = shell(README)
-COMMANDS = [
-    command
-    for line in SHELL + shell(CONTRIBUTING)
-    for command in line.partition("  #")[0].split(" && ")
-    if command.startswith("semo ")
-]
+SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)).splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +35,7 @@ def test_python_blocks_run_as_they_stand(number: int, folder: Path, monkeypatch:
 
 
 def test_there_are_python_blocks_and_commands() -> None:
-    assert len(PYTHON) >= 4 and len(COMMANDS) >= 10
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_and_their_options_exist(command: str) -> None:
-    _, *words = command.split()
-    name = words[:2] if words[0] in ("bench", "train", "data") else words[:1]
-    shown = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
-    options = re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", " ".join(words))
-    assert not [option for option in options if option not in shown], shown
+    assert len(PYTHON) >= 4 and sum(line.startswith("semo ") for line in SHELL) >= 8
 
 
 def test_set_up_is_two_commands() -> None:
@@ -73,8 +48,3 @@ def test_set_up_is_two_commands() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.name)
 def test_tables_are_those_of_the_committed_results(path: Path) -> None:
     assert report.update_readme(README, [json.loads(path.read_text(encoding="utf-8"))]) == README
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
-def test_links_into_the_repository_lead_somewhere(link: str) -> None:
-    assert link.startswith("https://") or (ROOT / link).exists()
