@@ -115,7 +115,7 @@ def _commands(group: Any, path: list[str]) -> Iterator[str]:
     for name, command in sorted(group.commands.items()):
         words = [*path, name]
         yield f"## semo {' '.join(words)}\n\n{_text(command.help)}"
-        if command.ignore_unknown_options:  # its module has a parser of its own
+        if command.context_settings.get("ignore_unknown_options"):  # its module has a parser of its own
             yield f"```text\n{_own_help(words)}\n```"
         elif rows := [_row(parameter) for parameter in command.params if parameter.name != "help"]:
             yield "\n".join(["| argument | meaning | default |", "| --- | --- | --- |", *rows])

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ FOREIGN = {
     ".": "activates the virtual environment",
     "accelerate": "its own options; what it starts is checked",
     "cp": "copies",
+    "mkdocs": "serves the site until it is stopped; test_docs_run builds it",
     "hf": "uploads to the hub, which needs an account",
     "python3": "makes the virtual environment",
     "tensorboard": "shows the logs of a run until it is stopped",
@@ -87,6 +89,16 @@ def test_every_fragment_says_why_it_does_not_run() -> None:
 @pytest.mark.parametrize("block", blocks("json"), ids=ids)
 def test_json_is_json(block: Block) -> None:
     json.loads(block.code)
+
+
+@pytest.mark.parametrize("block", blocks("js"), ids=ids)
+def test_javascript_is_javascript(block: Block, tmp_path: Path) -> None:
+    """Its syntax; what it does, test_page does in a browser."""
+    if (node := shutil.which("node")) is None:
+        pytest.skip("needs node")
+    (tmp_path / "block.mjs").write_text(block.code, encoding="utf-8")
+    done = subprocess.run([node, "--check", str(tmp_path / "block.mjs")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=ids)
