@@ -123,7 +123,8 @@ def run(
 
     Args:
         clips: folder of videos with sound; the last 60 by name are used.
-        portraits: folder of photos; the last 50 by name. One without a usable face is left out and listed.
+        portraits: folder of photos; the last 50 by name. One without a usable face, or with a covered mouth, is left
+            out and listed.
         bundle, backend, precision, latency: as in :class:`semo_sdk.Animator`.
         count: pairs, at least 2.
         sheet: PNG for a contact sheet.
@@ -157,6 +158,9 @@ def run(
                 animator = engines.with_portrait(photo)
         except InputError as error:
             left_out.append({"portrait": photo.stem, "reason": f"{type(error).__name__}: {error}"})
+            continue
+        if hidden := animator.portrait.advice.get("mouth_covered"):
+            left_out.append({"portrait": photo.stem, "reason": hidden})
             continue
         pcm = load_audio(clip)
         made = animator.from_audio(pcm, latency=latency).frames

@@ -343,4 +343,7 @@ class Animator(Pretrained):
 def _find(portrait: Any, face_index: int | None, crop_scale: float) -> Portrait:
     if isinstance(portrait, Portrait):
         return portrait
-    return find_portrait(load_image(portrait), face_index=face_index, crop_scale=crop_scale)
+    found = find_portrait(load_image(portrait), face_index=face_index, crop_scale=crop_scale)
+    for advice in found.advice.values():
+        log.warning("%s", advice)
+    return found

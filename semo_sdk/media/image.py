@@ -14,6 +14,7 @@ import numpy as np
 
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import AmbiguousFaceError, FaceTooSmallError, ImageError, NoFaceError
+from semo_sdk.media.advice import advise
 from semo_sdk.media.face import Face, FaceDetector, FaceMesh, Landmarks
 from semo_sdk.media.paste import Paster
 from semo_sdk.media.photo import load_image
@@ -57,6 +58,17 @@ class Portrait:
         landmarks = Landmarks(self.landmarks.points * np.float32(scale), self.landmarks.presence)
         x, y, side = (value * scale for value in self.box)
         return dataclasses.replace(self, photo=photo, box=(x, y, side), face=face, landmarks=landmarks)
+
+    @cached_property
+    def mesh(self) -> np.ndarray:
+        """(478, 3) float32 landmarks in the crop's pixels."""
+        x, y, side = self.box
+        return (self.landmarks.points - np.array([x, y, 0], np.float32)) * np.float32(IMAGE_SIZE / side)
+
+    @cached_property
+    def advice(self) -> dict[str, str]:
+        """What would make a better portrait, see :func:`~semo_sdk.media.advice.advise`; empty for a good one."""
+        return advise(self.crop, self.mesh, self.face.size)
 
     @cached_property
     def paster(self) -> Paster:

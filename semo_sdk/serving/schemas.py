@@ -47,19 +47,21 @@ class Health(BaseModel):
 
 
 class PortraitObject(BaseModel):
-    """An uploaded portrait."""
+    """An uploaded portrait; ``advice`` says what a better one would have, see ``Portrait.advice``."""
 
     id: str
     object: Literal["portrait"] = "portrait"
     created_at: int
     width: int
     height: int
+    advice: dict[str, str]
 
     @classmethod
     def of(cls, stored: StoredPortrait) -> PortraitObject:
         """How the API shows a portrait."""
-        height, width = stored.portrait.photo.shape[:2]
-        return cls(id=stored.id, created_at=stored.created_at, width=width, height=height)
+        portrait = stored.portrait
+        height, width = portrait.photo.shape[:2]
+        return cls(id=stored.id, created_at=stored.created_at, width=width, height=height, advice=portrait.advice)
 
 
 class PortraitList(BaseModel):
