@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import subprocess
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("aiortc")
 
-from semo_sdk.media.image import Portrait  # noqa: E402
+from semo_sdk.media.image import Portrait, find_portrait  # noqa: E402
 from semo_sdk.media.video import read_video  # noqa: E402
 from semo_sdk.serving.keys import add_key  # noqa: E402
 from semo_sdk.serving.session import LiveSession  # noqa: E402
@@ -271,6 +273,19 @@ def test_errors_are_told_in_plain_words(running: Running, browser: Browser, monk
         told("cannot be read by the browser")
         page.click("#stop")
         here.complaints[:] = [text for text in here.complaints if "Failed to load resource" not in text]
+
+
+@pytest.mark.slow
+def test_advice_on_a_photo_is_shown(running: Running, browser: Browser) -> None:
+    photo = Image.open(PAGE / "portrait.jpg")
+    face = find_portrait(np.asarray(photo)).face.size
+    small = io.BytesIO()
+    photo.resize([round(side * 70 / face) for side in photo.size], Image.Resampling.LANCZOS).save(small, "PNG")
+    with visit(browser, running.url) as here:
+        here.page.set_input_files("#portrait-file", file("small.png", "image/png", small.getvalue()))
+        here.page.locator("#alert", has_text="take a larger photo").wait_for()
+        here.state("idle")
+        here.page.click("#stop")
 
 
 @contextlib.contextmanager

@@ -211,6 +211,8 @@ async function usePhoto(file) {
   $("photo").src = portrait.photo;
   $("photo").hidden = false;
   await connect();
+  const advice = Object.values(stored.advice).join("; ");
+  if (advice) tell(`Another photo would speak better: ${advice}.`);
 }
 
 const useExample = guarded(async () => usePhoto(await (await fetch("/page/portrait.jpg")).blob()));
