@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "driving": BASE | {"media"},
     "session": BASE | {"media", "pipeline"},
     "clip": BASE | {"media", "motion", "pipeline"},
+    "batch": API,
     "animator": RUNTIME | {"hub", "motion", "session", "clip", "driving"},
     "export": BASE | {"bundle", "backends", "models"},
     "engines": BASE | {"bundle", "backends"},
@@ -42,12 +43,12 @@ ALLOWED: dict[str, set[str]] = {
     "benchmarks": API | {"doctor", "models", "export", "engines", "training", "serving"},
     "serving": API,
     "testing": {"errors"},
-    "cli": API | {"doctor", "models", "export", "engines", "training", "benchmarks", "serving"},
+    "cli": API | {"batch", "doctor", "models", "export", "engines", "training", "benchmarks", "serving"},
 }
 HEAVY = {"PIL", "cv2", "diffusers", "imageio_ffmpeg", "matplotlib", "onnx", "onnxruntime", "openvino", "safetensors"}
 HEAVY |= {"cuda", "scipy", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "torch", "tqdm", "whisper"}
 LIGHT = {"constants", "errors", "config", "bundle", "media", "backends", "pipeline", "motion", "driving", "session"}
-LIGHT |= {"clip", "hub", "animator", "doctor", "cli", "engines", "__init__"}
+LIGHT |= {"batch", "clip", "hub", "animator", "doctor", "cli", "engines", "__init__"}
 
 
 def modules() -> Iterator[tuple[str, str, Path]]:

@@ -20,6 +20,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from semo_sdk.cli.batch import (
+    BATCH_ONLY,
+    Manifest,
+    OnRay,
+    OutDir,
+    WorkerCount,
+    WorkerCpus,
+    WorkerGpus,
+    animate_batch,
+    typed,
+)
 from semo_sdk.cli.build import build
 from semo_sdk.cli.outcome import PASS_THROUGH, delegate, need, outcome
 from semo_sdk.cli.serve import register as register_serve
@@ -79,8 +90,9 @@ def root(
 
 @app.command()
 def animate(
-    photo: Photo,
-    speech: Annotated[Path, typer.Argument(help="speech: wav, mp3, m4a, a video...", show_default=False)],
+    context: typer.Context,
+    photo: Annotated[Path | None, typer.Argument(help="photo of a face: jpg, png, webp...", show_default=False)] = None,
+    speech: Annotated[Path | None, typer.Argument(help="speech: wav, mp3, m4a, a video...", show_default=False)] = None,
     output: Output = Path("talking.mp4"),
     bundle: BundleName = "semo-tiny",
     backend: Backend = "auto",
@@ -96,21 +108,38 @@ def animate(
     blink: Annotated[float, typer.Option(help="how far the eyes close in a blink: 0 never, 1 wholly")] = 1.0,
     as_json: Json = False,
     quiet: Quiet = False,
+    batch: Manifest = None,
+    out_dir: OutDir = None,
+    ray: OnRay = False,
+    workers: WorkerCount = None,
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = 0.0,
 ) -> None:
-    """A photo speaks: PHOTO and SPEECH to an MP4 with sound."""
+    """A photo speaks: PHOTO and SPEECH to an MP4 with sound; or many, with --batch."""
     with outcome(as_json):
         started = time.perf_counter()
-        with _animator(photo, bundle, backend, precision, face_index) as animator:
-            clip = animator.from_audio(
-                speech,
-                latency=latency,
-                seed=seed,
-                expressiveness=expressiveness,
-                head_motion=head_motion,
-                blink=blink,
+        style = {"expressiveness": expressiveness, "head_motion": head_motion, "blink": blink}
+        manner: dict[str, Any] = {"latency": latency, "seed": seed, **style}
+        given = typed(context)
+        if batch is not None:
+            animate_batch(
+                batch,
+                out_dir,
+                single=bool(given & {"photo", "speech", "output"}),
+                model={"bundle": bundle, "backend": backend, "precision": precision},
+                defaults={"face_index": face_index, "paste_back": paste_back, **manner},
+                ray=ray,
+                workers={"count": workers, "cpus": worker_cpus, "gpus": worker_gpus},
+                as_json=as_json,
+                quiet=quiet,
             )
             _save(clip, output, paste_back, animator, started, as_json, quiet)
 
+            return
+        if photo is None or speech is None or given & BATCH_ONLY:
+            raise ConfigError("give PHOTO and SPEECH, or --batch MANIFEST --out-dir DIR; see semo animate --help")
+        with _animator(photo, bundle, backend, precision, face_index) as animator:
+            clip = animator.from_audio(speech, **manner)
 
 @app.command()
 def reenact(
