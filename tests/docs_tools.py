@@ -66,6 +66,13 @@ def blocks(*languages: str) -> list[Block]:
     return [block for block in every if not languages or block.language in languages]
 
 
+def examples(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and code of each example in a module's docstrings."""
+    text = path.read_text(encoding="utf-8")
+    for found in re.finditer(r"^( *)>>> .*(?:\n\1(?:>>>|\.\.\.).*)*", text, re.MULTILINE):
+        yield text.count("\n", 0, found.start()) + 1, re.sub(r"^ *(?:>>>|\.\.\.) ?", "", found[0], flags=re.MULTILINE)
+
+
 def prose(text: str) -> str:
     """A page without its code, as long as before, so that positions stay."""
     return FENCE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)

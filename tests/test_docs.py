@@ -24,6 +24,7 @@ from tests.docs_tools import (
     anchors,
     blocks,
     commands,
+    examples,
     links,
     name_of,
     pages,
@@ -43,10 +44,15 @@ LANGUAGES = {"python", "py", "sh", "js", "json", "yaml", "text"}
 FOREIGN = {
     ".": "activates the virtual environment",
     "accelerate": "its own options; what it starts is checked",
+    "cd": "changes the folder",
     "cp": "copies",
+    "docker": "no daemon is here; test_deploy checks what it is given",
     "mkdocs": "serves the site until it is stopped; test_docs_run builds it",
     "hf": "uploads to the hub, which needs an account",
+    "kubectl": "no cluster is here; test_deploy checks what it is given",
+    "mkdir": "makes a folder",
     "python3": "makes the virtual environment",
+    "sudo": "gives a folder to the container's user",
     "tensorboard": "shows the logs of a run until it is stopped",
 }
 
@@ -61,6 +67,7 @@ FRAGMENTS = {
     ("docs/models.md", 'save_pretrained(load_pretrained("owner'): "the same; test_hub saves one from a cache",
     ("docs/serving.md", "from semo_sdk.serving.client import"): "test_docs_run runs it against a real server",
     ("docs/load.md", "with client.live(portrait, state_id=state)"): "test_docs_run runs it against a real server",
+    ("docs/triton.md", "import tritonclient.grpc as grpc"): "test_triton_export runs it, Triton's protocol behind it",
 }
 
 
@@ -241,16 +248,15 @@ def test_the_messages_in_troubleshooting_are_in_the_code() -> None:
         assert any(max(pieces, key=len) in text and pattern.search(text) for text in texts), message
 
 
-def docstring_examples() -> Iterator[Any]:
-    for folder in ("semo_sdk", "export", "engines"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            text = path.read_text(encoding="utf-8")
-            for found in re.finditer(r"^( *)>>> .*(?:\n\1(?:>>>|\.\.\.).*)*", text, re.MULTILINE):
-                code = re.sub(r"^ *(?:>>>|\.\.\.) ?", "", found[0], flags=re.MULTILINE)
-                yield pytest.param(code, id=f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, found.start()) + 1}")
+EXAMPLES = [
+    pytest.param(code, id=f"{path.relative_to(ROOT)}:{line}")
+    for folder in ("semo_sdk", "export", "engines")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    for line, code in examples(path)
+]
 
 
-@pytest.mark.parametrize("code", list(docstring_examples()))
+@pytest.mark.parametrize("code", EXAMPLES)
 def test_examples_in_docstrings_are_python(code: str) -> None:
     compile(code, "docstring", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 

@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urldefrag
 
 import numpy as np
@@ -17,12 +19,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from semo_sdk.animator import Animator
 from semo_sdk.bundle import embedded_bundles
 from semo_sdk.cli import app
 from semo_sdk.hub import save_pretrained
+from semo_sdk.media.audio import Resampler
 from semo_sdk.media.image import Portrait
-from semo_sdk.media.video import read_video
-from tests.docs_tools import ROOT, blocks, commands
+from semo_sdk.media.video import VideoWriter, read_video
+from tests.docs_tools import ROOT, blocks, commands, examples
 from tests.serving_tools import serving
 
 pytestmark = pytest.mark.slow
@@ -67,6 +71,23 @@ def test_python_runs_from_top_to_bottom(page: str, tmp_path: Path, monkeypatch: 
             exec(compile("\n" * block.line + block.code, page, "exec"), names)
     for name in re.findall(r'\.save\("(.+?)"', "".join(b.code for b in blocks("python") if b.page == page)):
         assert (tmp_path / name).stat().st_size > 1000, name
+
+
+@pytest.mark.parametrize("module", ["__init__", "animator", "session", "clip", "media/audio", "media/video"])
+def test_examples_in_docstrings_run(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(stage(tmp_path))
+    monkeypatch.setattr("semo_sdk.Animator", partial(Animator, backend="fake"))
+    pieces = [np.zeros(24_000, np.float32)] * 2
+    with Animator("portrait.jpg", backend="fake") as animator:
+        names: dict[str, Any] = {
+            "animator": animator,
+            "Animator": partial(Animator, backend="fake"),
+            "show": lambda *shown: None,
+        }
+        names |= {"microphone": pieces, "stream": pieces, "chunks": animator.stream(pieces[0]), "np": np}
+        names |= {"Resampler": Resampler, "VideoWriter": VideoWriter}
+        for line, code in examples(ROOT / "semo_sdk" / f"{module}.py"):
+            exec(compile(code, f"{module}.py:{line}", "exec"), names)
 
 
 def test_pages_with_a_test_of_their_own_have_it() -> None:
