@@ -210,6 +210,13 @@ def test_every_error_is_in_troubleshooting() -> None:
     assert sorted(headings) == sorted(errors.__all__)
 
 
+def test_errors_of_single_modules_are_there_too() -> None:
+    for folder in ("semo_sdk", "export", "engines"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for name in re.findall(r"^class (\w+Error)\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+                assert f"`{name}`" in TROUBLE or name in errors.__all__, f"{name} ({path.name}): describe it there"
+
+
 def test_exit_codes_and_http_statuses_are_those_of_the_code() -> None:
     from semo_sdk.serving.problems import problem
 
