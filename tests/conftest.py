@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import pickle
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+import semo_sdk.export
 from semo_sdk.animator import Animator
 from semo_sdk.backends import fake_engines
 from semo_sdk.config import AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
@@ -23,6 +29,7 @@ from semo_sdk.session import Session
 if TYPE_CHECKING:
     import httpx
 
+    from semo_sdk.export import ParityReport
     from semo_sdk.models.semo import SemoModel
     from tests.serving_tools import Running
 
@@ -49,6 +56,8 @@ TINY = SemoConfig(
     generator=GeneratorConfig(hidden=64, layers=1, heads=2, steps=2, guidance=1.0),
     audio=AudioConfig(model="random", width=64, heads=2, layers=1),
 )
+
+SMALL_AUDIO = AudioConfig(width=32, heads=2, layers=1)  # of a Whisper encoder that is quick to train with
 
 
 def random_speech(samples: int, *, seed: int = 0) -> np.ndarray:
@@ -115,14 +124,63 @@ def tiny_model(tiny_config: SemoConfig) -> SemoModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_model: SemoModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That model as a bundle folder, exported for real. Read it, but do not change it."""
-    pytest.importorskip("onnxscript")
-    from semo_sdk.export import export_bundle
+def exported(tiny_model: SemoModel, pytestconfig: pytest.Config) -> tuple[Path, ParityReport]:
+    """That model as a bundle folder, made as the command line makes it from a checkpoint file, and the parity report.
 
-    folder = tmp_path_factory.mktemp("bundles") / "tiny-random"
-    export_bundle(tiny_model, folder, licence="Apache-2.0", provenance={"weights": "random"})
-    return folder
+    Torch takes more than a minute for it, so pytest's cache keeps it until something that takes part in it changes.
+    Read it, but do not change it.
+    """
+    pytest.importorskip("onnxscript")
+    from filelock import FileLock
+
+    from semo_sdk.export import export_bundle
+    from semo_sdk.models.checkpoint import save_checkpoint
+
+    bundles = pytestconfig.cache.mkdir("bundles")
+    folder = bundles / f"{TINY.name}-{export_key()}"
+    report = folder.with_suffix(".pickle")
+    with FileLock(folder.with_suffix(".lock")):  # of two workers one exports, and the other waits
+        if not report.is_file():
+            with tempfile.TemporaryDirectory(dir=bundles) as work:
+                checkpoint = Path(work) / "model.safetensors"
+                save_checkpoint(checkpoint, tiny_model, {"step": "7"})
+                about: dict[str, Any] = {"provenance": {"weights": "random"}, "metrics": {"psnr": 12.5}}
+                made = export_bundle(checkpoint, folder, name="renamed", licence="CC0-1.0", force=True, **about)
+            report.write_bytes(pickle.dumps(made))
+        return folder, pickle.loads(report.read_bytes())
+
+
+def export_key() -> str:
+    """Changes with every file and every package that an export depends on."""
+    package, export = Path(semo_sdk.__file__).parent, Path(semo_sdk.export.__file__).parent
+    files = [package / f"{name}.py" for name in ("bundle", "config", "constants", "files")]
+    files += [file for folder in (package / "backends", package / "models", export) for file in folder.glob("*.py")]
+    versions = [version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")]
+    parts = [TINY.model_dump_json(), inspect.getsource(random_model), *versions]
+    parts += [file.read_text(encoding="utf-8") for file in sorted(files)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(exported: tuple[Path, ParityReport]) -> Path:
+    """That bundle's folder."""
+    return exported[0]
+
+
+@pytest.fixture(scope="session")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights for ``SMALL_AUDIO``."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    from semo_sdk.models.whisper import WhisperEncoder
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = WhisperEncoder(SMALL_AUDIO).state_dict()
+    path = tmp_path_factory.mktemp("whisper") / "encoder.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    return path
 
 
 @pytest.fixture
@@ -184,11 +242,16 @@ def open_session(graphs: Graphs, reference: Reference, begin: Callable[..., Stre
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, portrait: Portrait) -> Iterator[Running]:
-    """A server with low limits."""
+def limits() -> dict[str, Any]:
+    """Settings of the server ``running``: low ones. A module may have its own."""
+    return {"image_pixels": 2_000_000, "audio_seconds": 10, "image_bytes": 3_000_000}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, portrait: Portrait, limits: dict[str, Any]) -> Iterator[Running]:
+    """A server."""
     from tests.serving_tools import serving
 
-    limits: dict[str, Any] = {"image_pixels": 2_000_000, "audio_seconds": 10, "image_bytes": 3_000_000}
     with serving(tmp_path_factory.mktemp("serving"), portrait, **limits) as server:
         yield server
 

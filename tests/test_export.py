@@ -22,7 +22,7 @@ from semo_sdk.export import bundle as export_module
 from semo_sdk.export.parity import ChainParity, check_parity, psnr
 from semo_sdk.export.precision import DELICATE, element_types
 from semo_sdk.export.weights import stored_tensors
-from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
+from semo_sdk.models.checkpoint import load_checkpoint
 from semo_sdk.models.graphs import graph_modules
 from semo_sdk.models.semo import SemoModel
 from tests.conftest import TINY, random_model
@@ -31,8 +31,8 @@ Exported = tuple[Path, ParityReport]
 
 
 @pytest.fixture(scope="module")
-def model() -> SemoModel:
-    return random_model(TINY)
+def model(tiny_model: SemoModel) -> SemoModel:
+    return tiny_model
 
 
 def test_photo_that_goes_around_the_network_arrives_the_same(model: SemoModel) -> None:
@@ -49,23 +49,6 @@ def test_photo_that_goes_around_the_network_arrives_the_same(model: SemoModel) -
     assert (around.int() - through.int()).abs().max() <= 1
 
 
-@pytest.fixture(scope="module")
-def exported(model: SemoModel, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The whole line once, as the command line runs it: checkpoint file to bundle."""
-    folder = tmp_path_factory.mktemp("export")
-    save_checkpoint(folder / "model.safetensors", model, {"step": "7"})
-    report = export_bundle(
-        folder / "model.safetensors",
-        folder / "bundle",
-        name="renamed",
-        licence="CC0-1.0",
-        provenance={"weights": "random"},
-        metrics={"psnr": 12.5},
-    )
-    return folder / "bundle", report
-
-
-@pytest.mark.slow
 def test_parity_holds_on_every_runtime(exported: Exported) -> None:
     report = exported[1]
     assert report.passed and not report.failures
@@ -78,7 +61,6 @@ def test_parity_holds_on_every_runtime(exported: Exported) -> None:
     assert all(str(row.runtime) in report.table() for row in report.chains)
 
 
-@pytest.mark.slow
 def test_bundle_holds_the_weights_once(exported: Exported, model: SemoModel) -> None:
     bundle = Bundle.open(exported[0])
     assert bundle.name == "renamed" and bundle.config == TINY.model_copy(update={"name": "renamed"})
@@ -97,7 +79,6 @@ def test_bundle_holds_the_weights_once(exported: Exported, model: SemoModel) -> 
             assert all(any(word in n for word in constants) for n in big), big
 
 
-@pytest.mark.slow
 def test_graph_files_say_what_they_are(exported: Exported) -> None:
     bundle = Bundle.open(exported[0])
     graph = onnx.load(bundle.graph_path("render", "fp16"), load_external_data=False)
@@ -107,7 +88,6 @@ def test_graph_files_say_what_they_are(exported: Exported) -> None:
     assert [t["name"] for t in json.loads(metadata["semo.spec"])["inputs"]] == [t.name for t in graph.graph.input]
 
 
-@pytest.mark.slow
 def test_half_graphs_are_strongly_typed(exported: Exported) -> None:
     for name in graph_specs(TINY):
         graph = onnx.load(Bundle.open(exported[0]).graph_path(name, "fp16"), load_external_data=False)
@@ -237,7 +217,6 @@ def test_existing_bundles_are_not_overwritten(model: SemoModel, tmp_path: Path) 
         export_bundle(model, tmp_path / "b")
 
 
-@pytest.mark.slow
 def test_initializers_keep_their_values(exported: Exported, model: SemoModel) -> None:
     graph = onnx.load(Bundle.open(exported[0]).graph_path("motion", "fp16"))  # reads the shared weights
     values = [numpy_helper.to_array(t) for t in graph.graph.initializer]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,15 @@ from semo_sdk.benchmarks import load, load_client, load_plot, load_report, load_
 from semo_sdk.benchmarks.load_client import Speaker, Trace, without_zeros
 from semo_sdk.doctor import fingerprint
 from semo_sdk.errors import ConfigError, SemoError
-from semo_sdk.media.image import Portrait
 from semo_sdk.serving.protocol import pack_frame
 from semo_sdk.serving.speech import Frame
 from tests.conftest import EXAMPLES, random_speech
-from tests.serving_tools import LIGHT, LIMIT, Running, serving, wav
+from tests.serving_tools import LIGHT, LIMIT, Running, wav
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, portrait: Portrait) -> Iterator[Running]:
-    with serving(tmp_path_factory.mktemp("load"), portrait, sessions_per_key=2) as server:
-        yield server
+def limits() -> dict[str, Any]:
+    return {"sessions_per_key": 2}
 
 
 @pytest.fixture

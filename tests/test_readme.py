@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import wave
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the example inputs, shared by the blocks: a later one may read what an earlier one wrote."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "examples", folder / "examples")
+    speech = str(folder / "examples" / "speech.wav")
+    with wave.open(speech) as file:  # a shorter speech: it is heard five times
+        parameters, begin = file.getparams(), file.readframes(5 * file.getframerate() // 2)
+    with wave.open(speech, "wb") as file:
+        file.setparams(parameters)
+        file.writeframes(begin)
     return folder
 
 

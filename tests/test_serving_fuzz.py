@@ -19,26 +19,22 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from semo_sdk.media.image import Portrait
 from semo_sdk.pipeline.state import StreamState
 from tests.conftest import EXAMPLES, random_speech
-from tests.serving_tools import LIGHT, Running, error_of, serving, wait_for, wav
+from tests.serving_tools import LIGHT, LIMIT, Running, error_of, wait_for, wav
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, portrait: Portrait) -> Iterator[Running]:
-    limits: dict[str, Any] = {"image_pixels": 2_000_000, "audio_seconds": 10, "requests_per_minute": 1e9}
-    with serving(tmp_path_factory.mktemp("fuzz"), portrait, **limits) as server:
-        yield server
+def limits() -> dict[str, Any]:
+    return {"image_pixels": 2_000_000, "audio_seconds": 10, "requests_per_minute": 1e9}
 
 
-@pytest.fixture
-def http(running: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.url, timeout=60) as client:
-        yield client
+@pytest.fixture(autouse=True)
+def _unharmed(running: Running) -> Iterator[None]:
+    yield
     assert httpx.get(f"{running.url}/ready").status_code == 200
     wait_for(lambda: not running.service.videos.waiting)
 
@@ -224,7 +220,7 @@ def test_any_messages_to_a_live_session(running: Running, messages: list[str | b
                 ws.send(message)
             ws.send('{"type": "session.end"}')
             while True:
-                told = ws.recv(20)
+                told = ws.recv(LIMIT)
                 if isinstance(told, str) and json.loads(told)["type"] == "error":
                     assert json.loads(told)["error"]["code"] not in ("internal", "engine_failed")
         except ConnectionClosed as closed:

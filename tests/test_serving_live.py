@@ -30,9 +30,8 @@ START = {"type": "session.start"}
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, portrait: Portrait) -> Iterator[Running]:
-    with serving(tmp_path_factory.mktemp("live"), portrait, message_bytes=32_768, stall_seconds=1) as server:
-        yield server
+def limits() -> dict[str, Any]:
+    return {"message_bytes": 32_768, "stall_seconds": 1}
 
 
 @pytest.fixture(autouse=True)

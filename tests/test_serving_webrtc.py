@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -40,9 +41,8 @@ HOST = "a=candidate:1 1 udp 2130706431 {0} 5000 typ host\r\n"
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, portrait: Portrait) -> Iterator[Running]:
-    with serving(tmp_path_factory.mktemp("webrtc"), portrait, message_bytes=32_768, stall_seconds=LIMIT) as server:
-        yield server
+def limits() -> dict[str, Any]:
+    return {"message_bytes": 32_768, "stall_seconds": LIMIT}
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from semo_sdk.config import AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
+from semo_sdk.config import DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
 from semo_sdk.constants import SAMPLES_PER_FRAME, TAUGHT_SIZE, WINDOW_SAMPLES
 from semo_sdk.errors import CheckpointError, ConfigError, InputError
 from semo_sdk.media.audio import load_audio
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
-from semo_sdk.models.whisper import WhisperEncoder
 from semo_sdk.pipeline.features import extend_window
 from semo_sdk.training import autoencoder, generator, motion_data, teacher
 from semo_sdk.training.data import PuppetData, offsets_from, open_mouth, read_ahead, source_points, turn_back
@@ -23,6 +22,7 @@ from semo_sdk.training.loop import LoopConfig
 from semo_sdk.training.puppet_dataset import motion_target
 from semo_sdk.training.puppet_driver import Driver
 from semo_sdk.training.puppet_geometry import INNER_LOWER, INNER_UPPER, MESH, from_canonical
+from tests.conftest import SMALL_AUDIO
 
 SIDE, POINTS = 64, 500
 
@@ -32,10 +32,10 @@ MODEL = SemoConfig(
     encoder=EncoderConfig(hidden=32, layers=1, heads=2),
     decoder=DecoderConfig(
         hidden=32, layers=1, heads=2, temporal_window=4, prior="warp", prior_noise=0.0, warp_layers=1,
-        refine_channels=8, steps=1,
+        warp_channels=8, refine_channels=8, steps=1,
     ),
     generator=GeneratorConfig(hidden=32, layers=1, heads=2, steps=2),
-    audio=AudioConfig(width=32, heads=2, layers=1),
+    audio=SMALL_AUDIO,
 )  # fmt: skip
 
 
@@ -81,14 +81,6 @@ def puppets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Driver(face[0], face[0], 0.05 * basis[0], 0.02 * basis[1], 0.01 * face[1], face[1]).save(folder / "driver.npz")
     assert len(grid) == SIDE * SIDE
     return folder
-
-
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("whisper") / "encoder.safetensors"
-    save_file({k: v.contiguous() for k, v in WhisperEncoder(MODEL.audio).state_dict().items()}, path)
-    return path
 
 
 def first_stage(steps: int, **changes: object) -> autoencoder.TrainConfig:

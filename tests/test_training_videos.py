@@ -11,23 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from semo_sdk.cli import app
 from semo_sdk.cli.training import recipe
-from semo_sdk.config import AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig, preset
+from semo_sdk.config import DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig, preset
 from semo_sdk.constants import SAMPLES_PER_FRAME
 from semo_sdk.errors import ConfigError, InputError
 from semo_sdk.media.audio import load_audio
 from semo_sdk.media.image import crop_square, load_image
 from semo_sdk.media.video import VideoWriter, read_video
 from semo_sdk.models.checkpoint import load_checkpoint
-from semo_sdk.models.whisper import WhisperEncoder
 from semo_sdk.training import autoencoder
 from semo_sdk.training.motion_data import MotionData
 from semo_sdk.training.videos import VideoData, read_frames
 from semo_sdk.training.videos_prepare import Options, find_videos, prepare_videos
+from tests.conftest import SMALL_AUDIO
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DOCS = (EXAMPLES.parent / "docs" / "training.md").read_text(encoding="utf-8")
@@ -41,7 +40,7 @@ MODEL = SemoConfig(
     encoder=EncoderConfig(hidden=32, layers=1, heads=2),
     decoder=DecoderConfig(hidden=32, layers=1, heads=2, temporal_window=4, cache_reference=False, steps=2),
     generator=GeneratorConfig(hidden=32, layers=1, heads=2, steps=2),
-    audio=AudioConfig(width=32, heads=2, layers=1),
+    audio=SMALL_AUDIO,
 )
 WARP = MODEL.decoder.model_copy(update={"prior": "warp", "prior_noise": 0.0, "warp_layers": 1})
 
@@ -93,14 +92,6 @@ def clips(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.exit_code == 0, result.output
     assert "1 left out: no face" in result.output and "1 used without sound: no sound" in result.output
     return out
-
-
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("whisper") / "encoder.safetensors"
-    save_file({k: v.contiguous() for k, v in WhisperEncoder(MODEL.audio).state_dict().items()}, path)
-    return path
 
 
 def test_every_layout_finds_the_sound_that_belongs_to_it(folder: Path, tmp_path: Path) -> None:
