@@ -15,8 +15,10 @@ MESH = 478
 MOUTH_CORNERS = (61, 291)
 # Two corners, then two pairs of upper and lower lid: the eye aspect ratio of Soukupova and Cech (2016).
 EYES = ((33, 133, 160, 144, 158, 153), (362, 263, 385, 380, 387, 373))
-CLOSED_EYE = 0.6  # of the open eye's aspect: below, the lids are closed
-BLINK_FRAMES = (2, 20)  # 80 to 800 ms: shorter is noise, longer is sleep
+OPEN_SECONDS, OPEN_LEVEL = 2.0, 80  # the open eye's aspect: this percentile of so much around each frame
+BLINK_DEPTH = 0.2  # of the opening that the lids close, at least; and four times the deviation of the noise
+BLINK_SECONDS = (0.06, 0.8)  # at a third of the depth, and at least two frames: shorter is noise, longer is sleep
+GLANCE_DEPTH, GLANCE_SECONDS = 0.4, 0.3  # what closes the eyes by less for longer is a look down
 SPEED_WINDOW = 5  # frames over which the head's place is averaged before its speed is taken
 LIP_RANGE = (5, 95)  # percentiles between which a mouth's range is taken
 
@@ -96,23 +98,53 @@ def follow(frames: Iterable[np.ndarray], *, threads: int = 1) -> FaceSeries:
     return FaceSeries(np.stack(found) if found else np.zeros((0, MESH, 3)))
 
 
-def blinks(eye_aspect: np.ndarray) -> int:
-    """How often the eyes close and open again.
+def blinks(eye_aspect: np.ndarray, fps: float = FPS) -> int:
+    """How often the lids close and open again; the same rule for filmed and for generated eyes.
 
-    A blink is 2 to 20 frames below 60 % of the open eye's aspect, which is the series' 90th percentile; eyes that were
-    closed at the beginning or stay closed at the end count too.
+    What counts is how far the eyes close against their own open level around that moment: landmarks of some faces never
+    say "closed". A blink closes them by a fifth at least, is over when half of that is open again, and lasts 0.06 to
+    0.8 s, to 0.3 s when it is shallow. Lids that are still closed at the end count too.
 
     Args:
-        eye_aspect: (n,) NaN where unknown (the frame before is repeated).
+        eye_aspect: (n,) NaN where unknown: filled from both sides.
+        fps: frames a second.
     """
     known = np.isfinite(eye_aspect)
     if known.sum() < mouth.MIN_FRAMES:
         return 0
+    closed = eye_closure(eye_aspect, fps)
+    noise = 1.4826 * float(np.median(np.abs(closed - np.median(closed))))
+    depth = max(BLINK_DEPTH, 4 * noise)
+    count, floor, begin, peak = 0, 1.0, -1, 0.0
+    for place, value in enumerate([*closed, -np.inf]):
+        if begin < 0:
+            floor = max(min(floor, float(value)), 0.0)  # after a blink the lids may not be wholly open yet
+            if value - floor >= depth:
+                begin, peak = place, float(value)
+            continue
+        peak = max(peak, float(value))
+        if value > (peak + floor) / 2:
+            continue
+        around = closed[max(begin - 1, 0) : place + 1]  # a short blink's first and last frame are half open
+        frames = int(np.sum(around - floor >= (peak - floor) / 3))
+        longest = BLINK_SECONDS[1] if peak - floor >= GLANCE_DEPTH else GLANCE_SECONDS
+        count += frames >= 2 and BLINK_SECONDS[0] <= frames / fps <= longest
+        begin, floor = -1, float(value)
+    return count
+
+
+def eye_closure(eye_aspect: np.ndarray, fps: float = FPS) -> np.ndarray:
+    """(n,) share of their opening that the eyes are closed by: 0 as open as usual around that moment, 1 closed.
+
+    Args:
+        eye_aspect: (n,) NaN where unknown, but not everywhere: filled from both sides.
+        fps: frames a second.
+    """
+    known = np.isfinite(eye_aspect)
     filled = np.interp(np.arange(len(eye_aspect)), np.flatnonzero(known), eye_aspect[known])
-    closed = filled < CLOSED_EYE * np.percentile(filled, 90)
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], closed.astype(int), [0]])))
-    lengths = edges[1::2] - edges[::2]
-    return int(np.sum((lengths >= BLINK_FRAMES[0]) & (lengths <= BLINK_FRAMES[1])))
+    half = max(1, round(OPEN_SECONDS * fps / 2))
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(filled, half, mode="reflect"), 2 * half + 1)
+    return np.asarray(1 - filled / np.maximum(np.percentile(around, OPEN_LEVEL, axis=1), 1e-6))
 
 
 def head_speed(track: mouth.Track) -> float:

@@ -25,6 +25,7 @@ from semo_sdk.benchmarks.footage import (
 )
 from semo_sdk.benchmarks.learned import Distance
 from semo_sdk.benchmarks.pixels import psnr, ssim
+from semo_sdk.benchmarks.sync import SyncScores
 from semo_sdk.constants import FPS, SAMPLES_PER_FRAME
 from semo_sdk.media.image import Portrait
 
@@ -40,12 +41,14 @@ class Spoken:
         name: of the portrait.
         face: landmarks of the generated frames.
         numbers: what was measured on the frames.
+        lips: embeddings of the mouth, one array for each SyncNet.
     """
 
     clip: Footage
     name: str
     face: FaceSeries
     numbers: dict[str, Any]
+    lips: Sequence[np.ndarray] = ()
 
 
 def speak(
@@ -55,6 +58,7 @@ def speak(
     latency: str,
     seed: int,
     embedder: identity.FaceEmbedder | None,
+    sync: SyncScores,
     compare_frames: bool = False,
     distances: Sequence[type[Distance]] = (),
     shown: Shown | None = None,
@@ -66,6 +70,7 @@ def speak(
         animator: engines to use.
         latency, seed: as in :meth:`semo_sdk.Animator.from_audio`.
         embedder: measures identity; None when it cannot run here.
+        sync: measures whether lips and sound belong together.
         compare_frames: whether the portrait is the clip's own first frame, so that frames can be compared.
         distances: learned metrics for that.
         shown: gets each clip, portrait and frames, for the page.
@@ -87,14 +92,14 @@ def speak(
                 distance.update(made, real)
         if shown is not None:
             shown(clip, portrait, frames, face)
-        spoken.append(Spoken(clip, name, face, numbers))
-    rows = motion_rows(spoken)
+        spoken.append(Spoken(clip, name, face, numbers, sync.lips(frames, face)))
+    rows = motion_rows(spoken, sync)
     values = {name: value for one in learned for name, value in one.compute().items()}
     return {"clips": len(rows), "summary": {**summarise(rows), **values}, "rows": rows}
 
 
 def play_puppet(
-    pairs: Iterable[tuple[Footage, str, Portrait]], *, embedder: identity.FaceEmbedder | None
+    pairs: Iterable[tuple[Footage, str, Portrait]], *, embedder: identity.FaceEmbedder | None, sync: SyncScores
 ) -> dict[str, Any]:
     """The same rows for the puppet, which moves each portrait by the *real* clip's landmarks, not by its sound."""
     spoken = []
@@ -102,13 +107,17 @@ def play_puppet(
         own = mesh_in_crop(portrait)
         frames = baselines.puppet_other_person(portrait.crop, own, clip.frames, clip.face.mesh)
         face = follow(frames)
-        spoken.append(Spoken(clip, name, face, _appearance(frames, face, portrait, embedder)))
-    rows = motion_rows(spoken)
+        lips = sync.lips(frames, face)
+        spoken.append(Spoken(clip, name, face, _appearance(frames, face, portrait, embedder), lips))
+    rows = motion_rows(spoken, sync)
     return {"clips": len(rows), "summary": summarise(rows), "rows": rows}
 
 
-def motion_rows(spoken: Sequence[Spoken]) -> list[dict[str, Any]]:
-    """Numbers of lips, lids and head for each of at least two videos, the lip-sync benchmark's among them."""
+def motion_rows(spoken: Sequence[Spoken], sync: SyncScores) -> list[dict[str, Any]]:
+    """Numbers of lips, lids and head for each of at least two videos, the lip-sync benchmark's among them.
+
+    What is measured against another clip's sound takes that of the next video.
+    """
     pairs = [
         lipsync.Pair(
             one.clip.name,
@@ -119,8 +128,11 @@ def motion_rows(spoken: Sequence[Spoken]) -> list[dict[str, Any]]:
         )
         for one in spoken
     ]
-    rows = zip(lipsync.compare(pairs), spoken, strict=True)
-    return [row | _motion(one) | one.numbers for row, one in rows]
+    rows = zip(lipsync.compare(pairs), spoken, [*spoken[1:], spoken[0]], strict=True)
+    return [
+        row | _motion(one) | one.numbers | sync.numbers(one.lips, len(one.face.mesh), one.clip, other.clip)
+        for row, one, other in rows
+    ]
 
 
 def _motion(one: Spoken) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from semo_sdk.benchmarks.lipsync import HELD_OUT_CLIPS, HELD_OUT_PORTRAITS, IMAG
 from semo_sdk.benchmarks.quality_page import Gallery, write_page
 from semo_sdk.benchmarks.quality_tables import markdown, targets
 from semo_sdk.benchmarks.reconstruction import reconstruct
+from semo_sdk.benchmarks.sync import GridSyncNet, SyncMeter, SyncScores, load_meters
+from semo_sdk.benchmarks.syncnet_v2 import PublishedSyncNet
 from semo_sdk.bundle import Bundle
 from semo_sdk.constants import SAMPLES_PER_FRAME
 from semo_sdk.errors import InputError, MissingDependencyError
@@ -40,8 +42,7 @@ Item = TypeVar("Item")
 
 SILENT_PORTRAITS = 4  # portraits that are measured in silence
 TURNED_PORTRAITS = 3  # portraits on which the controls are measured
-SYNC = "Sync-C and Sync-D: confidence and distance of SyncNet (syncnet_v2.model of Chung and Zisserman 2016)"
-NO_SYNC = "not computed: the weights syncnet_v2.model are missing, and this benchmark has no loader for them"
+METERS: tuple[type[SyncMeter], ...] = (PublishedSyncNet, GridSyncNet)
 
 
 def run(
@@ -59,6 +60,7 @@ def run(
     out: Path | None = None,
     videos: int = 3,
     distances: Sequence[type[Distance]] = DISTANCES,
+    meters: Sequence[type[SyncMeter]] = METERS,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Measures a bundle.
@@ -74,6 +76,7 @@ def run(
         out: HTML page to write; its videos go to a folder beside it.
         videos: how many of each kind the page shows.
         distances: learned metrics to try.
+        meters: networks to try that say whether lips and sound belong together.
         progress: bars on stderr.
 
     Returns:
@@ -100,7 +103,7 @@ def run(
     if len(people) < 2 or any(len(group) < 2 for group in groups.values()):
         raise InputError(f"fewer than 2 usable portraits or clips of a kind; left out: {left_out}")
     gallery = Gallery(out.with_name(f"{out.stem}_files") if out else None, videos)
-    tools = _load_tools(opened, distances)
+    tools = _load_tools(opened, distances, meters)
     with Animator(next(iter(people.values())), bundle=opened, backend=backend, precision=precision) as animator:
         measured = _measure(animator, groups, people, tools, gallery, latency, seed, seconds, progress)
         engine = {"backend": animator.backend, "precision": animator.precision}
@@ -147,7 +150,8 @@ def _measure(
         ),
         "generation": {},
     }
-    speak = functools.partial(generation.speak, animator=animator, latency=latency, seed=seed, embedder=tools.embedder)
+    judges: dict[str, Any] = {"embedder": tools.embedder, "sync": tools.sync}
+    speak = functools.partial(generation.speak, animator=animator, latency=latency, seed=seed, **judges)
     for group, chosen in groups.items():
         pairs = [(clip, *person) for clip, person in zip(chosen, itertools.cycle(people.items()), strict=False)]
         own = [(clip, clip.name, clip.portrait) for clip in chosen]
@@ -156,7 +160,7 @@ def _measure(
         sets["same_person"] = speak(bar, compare_frames=True, distances=tools.distances)
         if tools.puppet:
             bar = _bar(pairs, f"{group}: puppet", progress)
-            sets["puppet"] = generation.play_puppet(bar, embedder=tools.embedder)
+            sets["puppet"] = generation.play_puppet(bar, **judges)
         result["generation"][group] = sets
     speech = [clip.pcm for clip in groups["held_out_clips"]]
     endless = endurance.speech_of(speech, seconds)
@@ -180,6 +184,7 @@ class Tools:
     Attributes:
         distances: learned metrics.
         embedder: of faces, None when it cannot run.
+        sync: says whether lips and sound belong together, with the networks that can run.
         vae: the model's autoencoder, None when it cannot run.
         puppet: whether it can run.
         metrics: for each name its status, ``"computed"`` or why not, and what it is.
@@ -187,19 +192,21 @@ class Tools:
 
     distances: list[type[Distance]]
     embedder: identity.FaceEmbedder | None
+    sync: SyncScores
     vae: baselines.FramesToFrames | None
     puppet: bool
     metrics: dict[str, dict[str, str]]
 
 
-def _load_tools(bundle: Bundle, distances: Sequence[type[Distance]]) -> Tools:
+def _load_tools(bundle: Bundle, distances: Sequence[type[Distance]], kinds: Sequence[type[SyncMeter]]) -> Tools:
     usable, reasons = check_distances(distances)
     metrics = {
         name: {"status": reasons.get(name, "computed"), "definition": text}
         for kind in distances
         for name, text in kind.definitions.items()
     }
-    metrics["sync"] = {"status": NO_SYNC, "definition": SYNC}
+    meters, about = load_meters(kinds)
+    metrics |= about
 
     def optional(name: str, definition: str, load: Callable[[], Item]) -> Item | None:
         metrics[name] = {"status": "computed", "definition": definition}
@@ -212,7 +219,7 @@ def _load_tools(bundle: Bundle, distances: Sequence[type[Distance]]) -> Tools:
     embedder = optional("identity", f"cosine and distance of embeddings, {identity.NAME}", identity.FaceEmbedder)
     vae = optional("vae_round_trip", "real frames through the model's autoencoder", lambda: vae_round_trip(bundle))
     puppet = optional("puppet", "warp by the real landmarks, mouth interior of the real frames", puppet_runs)
-    return Tools(usable, embedder, vae, bool(puppet), metrics)
+    return Tools(usable, embedder, SyncScores(meters), vae, bool(puppet), metrics)
 
 
 def _footage(paths: Sequence[Path], group: str, left_out: list[dict[str, str]], progress: bool) -> list[Footage]:
@@ -229,9 +236,14 @@ def _people(paths: Sequence[Path], left_out: list[dict[str, str]]) -> dict[str, 
     people = {}
     for path in paths:
         try:
-            people[path.stem] = find_portrait(load_image(path))
+            portrait = find_portrait(load_image(path))
         except InputError as error:
             left_out.append({"file": path.name, "reason": f"{type(error).__name__}: {error}"})
+            continue
+        if hidden := portrait.advice.get("mouth_covered"):
+            left_out.append({"file": path.name, "reason": hidden})
+        else:
+            people[path.stem] = portrait
     return people
 
 
@@ -262,7 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the generated motion")
     parser.add_argument("--videos", type=int, default=3, help="videos of each kind on the page")
     parser.add_argument("--out", type=Path, help="write a page (HTML) and its videos")
-    parser.add_argument("--no-learned", action="store_true", help="leave out LPIPS, FID, FVD and EfficientNet-Lite0")
+    parser.add_argument(
+        "--no-learned", action="store_true", help="leave out LPIPS, FID, FVD, EfficientNet-Lite0, SyncNet"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
     result = run(
@@ -279,6 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out=options.out,
         videos=options.videos,
         distances=() if options.no_learned else DISTANCES,
+        meters=() if options.no_learned else METERS,
         progress=not options.quiet,
     )
     deliver(result, options.json, markdown(result))

@@ -12,6 +12,7 @@ import pytest
 from semo_sdk.benchmarks import endurance, faces, mouth, pixels, quality, quality_page, quality_tables
 from semo_sdk.benchmarks.faces import FaceSeries
 from semo_sdk.benchmarks.learned import Distance, Lpips, check_distances
+from semo_sdk.benchmarks.sync import GridSyncNet
 from semo_sdk.constants import SAMPLE_RATE
 from semo_sdk.errors import InputError
 from semo_sdk.media.video import VideoWriter
@@ -128,6 +129,17 @@ def test_blinks_are_counted_and_noise_is_not() -> None:
     assert faces.blinks(np.full(250, np.nan)) == 0
 
 
+@pytest.mark.parametrize(("open_level", "fps"), [(0.32, 25), (0.18, 25), (0.32, 50)])
+def test_a_blink_is_one_against_the_eye_s_own_opening(open_level: float, fps: int) -> None:
+    step = fps // 25
+    eyes = open_level * (1 + 0.01 * np.random.default_rng(1).standard_normal(250 * step))
+    eyes *= np.linspace(1.1, 0.9, len(eyes))  # the head bows
+    for start, shape in ((50, (0.8, 0.65, 0.68, 0.8)), (110, (0.3, 0.05, 0.3, 0.6, 0.8)), (117, (0.6, 0.1, 0.4, 0.8))):
+        eyes[start * step : (start + len(shape)) * step] *= np.repeat(shape, step)  # half closed; two in a row
+    eyes[170 * step : 190 * step] *= 0.75  # a look down
+    assert faces.blinks(eyes, fps) == 3
+
+
 def test_head_speed_and_lip_range() -> None:
     head = np.stack([np.arange(50) * 0.02, np.zeros(50)], axis=1)
     track = mouth.Track(np.zeros(50), head, np.zeros(50))
@@ -223,6 +235,7 @@ def test_a_small_run_from_folders_to_a_page(
         out=page,
         videos=1,
         distances=(Difference,),
+        meters=(GridSyncNet,),
     )
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     methods = result["reconstruction"]["methods"]["held_out_clips"]
@@ -236,7 +249,7 @@ def test_a_small_run_from_folders_to_a_page(
     assert sets["same_person"]["summary"]["psnr"]["mean"] > 5
     assert len(result["long_run"]["windows"]) == 2 and len(result["silence"]["series"]) == 75
     assert result["metrics"]["difference"]["status"] == "computed"
-    assert result["metrics"]["sync"]["status"].startswith("not computed")
+    assert result["metrics"]["grid_syncnet_distance"]["status"] == "computed"
     assert len(result["targets"]) == 10 and "| aim |" in quality_tables.readme(result)
 
     text = page.read_text(encoding="utf-8")

@@ -137,6 +137,23 @@ def train_generator(
         typer.echo(f"{generator.train(chosen, autoencoder, data, out, resume=resume)}: written", err=True)
 
 
+@train_app.command("syncnet")
+def train_syncnet(
+    clips: Annotated[Path, typer.Option(help="videos of one speaker with sound (*.mp4); the last 60 are held out")],
+    out: Out,
+    puppets: Annotated[Path | None, typer.Option(help="what `semo data puppet` wrote with the same clips")] = None,
+    settings: Settings = None,
+    resume: Resume = False,
+) -> None:
+    """The small SyncNet that `semo bench quality` measures with: do these lips belong to this sound?"""
+    with outcome():
+        need("train", "torch", "safetensors", "cv2")
+        from semo_sdk.training import syncnet_train
+
+        chosen = parse_settings(syncnet_train.SyncConfig, None, settings or [], {})
+        typer.echo(f"{syncnet_train.train(chosen, clips, puppets, out, resume=resume)}: written", err=True)
+
+
 def recipe(name: str | None, stage: str) -> Path | None:
     """The file of a recipe that comes with the package, or the file that ``name`` is; None without a name.
 

@@ -194,8 +194,9 @@ def vary(batch: SyncBatch) -> tuple[Tensor, Tensor]:
 def contrast(network: SyncNet, batch: SyncBatch, sharpness: float) -> dict[str, Tensor]:
     """Softmax over all moments of the clip for each window of lips, and over these windows for its sound."""
     lips, sound = vary(batch)
-    seen, heard = network.lips(lips), network.sound(sound)
-    cosine = sharpness * seen @ heard.transpose(1, 2)  # (B, windows, windows of the clip)
+    with torch.autocast("cpu", torch.bfloat16):
+        seen, heard = network.lips(lips), network.sound(sound)
+    cosine = sharpness * seen.float() @ heard.float().transpose(1, 2)  # (B, windows, windows of the clip)
     windows = seen.shape[1]
     truth = batch.first[:, None] + torch.arange(windows)
     away = (torch.arange(heard.shape[1]) - truth[..., None]).abs()

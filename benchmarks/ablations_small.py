@@ -1,0 +1,213 @@
+"""The small models of the ablations: the package's own encoder, decoder and flow, on pictures of 64 x 64 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from semo_sdk.config import DecoderConfig, EncoderConfig, SemoConfig
+from semo_sdk.constants import TAUGHT_SIZE
+from semo_sdk.models import flow
+from semo_sdk.models.motion_decoder import MotionDecoder, make_prior
+from semo_sdk.models.motion_encoder import MotionEncoder
+from semo_sdk.models.vae import make_vae
+from semo_sdk.models.warp import Moved
+from semo_sdk.training.autoencoder import FIELD_WEIGHT, REGION_WEIGHT
+from semo_sdk.training.data import PuppetData, offsets_from, source_points
+from semo_sdk.training.losses import ENTRY_WEIGHT, field_loss, region_weight
+from semo_sdk.training.teacher import UNITS
+
+FRAMES = 4  # of a sequence: the Temporal Align Module's window
+IDENTITIES = 4  # of a group
+GROUPS = 4  # of a step
+
+
+class SmallConfig(SemoConfig):
+    """A model for small pictures; everything else is as in the package."""
+
+    image: int = 64
+
+    @property
+    def latent_size(self) -> int:
+        return self.image // 8
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model.
+
+    Attributes:
+        what: what is changed, for the table.
+        model, decoder: settings that differ from the base's.
+        mask: largest masking ratio.
+        auxiliary: weight of pose and expression, read linearly from the token, in the loss.
+        at_prior: share of samples at t = 1.
+    """
+
+    what: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    decoder: Mapping[str, Any] = field(default_factory=dict)
+    mask: float = 0.9
+    auxiliary: float = 2.0
+    at_prior: float = 0.7
+
+    def config(self) -> SmallConfig:
+        settings = {"hidden": 96, "layers": 3, "heads": 3}
+        decoder = {"temporal_window": FRAMES, "prior": "reference", "prior_noise": 0.0, **settings, **self.decoder}
+        return SmallConfig(
+            name="ablation",
+            vae="patch",
+            encoder=EncoderConfig(mask_max=self.mask, **settings),
+            decoder=DecoderConfig.model_validate(decoder),
+            **{"patch": 2, "motion_width": 512, **self.model},
+        )
+
+
+ARMS = {
+    "base": Arm("base: masked, prior reference, 4 x 4 patches, token of 512"),
+    "noise": Arm("prior noise", decoder={"prior": "noise", "prior_noise": 1.0}, at_prior=0.0),
+    "unmasked": Arm("no masking", mask=0.0),
+    "token32": Arm("token of 32", model={"motion_width": 32}),
+    "patch4": Arm("2 x 2 patches", model={"patch": 4}),
+    "untaught": Arm("token learns from pictures alone", auxiliary=0.0),
+    "warp": Arm("prior warp (its field is taught)", decoder={"prior": "warp", "warp_layers": 2}),
+    "patch1": Arm("8 x 8 patches", model={"patch": 1}),
+    "token128": Arm("token of 128", model={"motion_width": 128}),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """S sequences of F frames: pictures (uint8 RGB), what is known of their motion, regions, warp fields.
+
+    ``reference`` (S, 3, H, W), ``target`` (S, F, 3, H, W), ``driver`` (S,) sequence whose frames give the motion,
+    ``motion`` (S, F, 30), ``weight`` (S, F, 64, 64), ``field`` (S, F, 2, 64, 64).
+    """
+
+    reference: Tensor
+    target: Tensor
+    driver: Tensor
+    motion: Tensor
+    weight: Tensor
+    field: Tensor
+
+
+def draw(data: PuppetData, rng: np.random.Generator, image: int, groups: Sequence[int] | None = None) -> Sample:
+    """Sequences of random groups (or of the given ones), four identities each, references from anywhere in them."""
+    parts = []
+    chosen = rng.integers(len(data), size=GROUPS) if groups is None else groups
+    for place, number in enumerate(chosen):
+        arrays = data.open(int(number))
+        total, length = arrays["triangles"].shape[:2]
+        people = rng.choice(total, IDENTITIES, replace=total < IDENTITIES)
+        stride = int(rng.integers(1, 1 + (length - 1) // (FRAMES - 1)))
+        times = int(rng.integers(length - (FRAMES - 1) * stride)) + stride * np.arange(FRAMES)
+        still = np.where(rng.random(IDENTITIES) < 0.5, 0, rng.integers(1, length + 1, IDENTITIES))
+        corners = arrays["triangles"][people[:, None], times], arrays["barycentric"][people[:, None], times]
+        own = arrays["points"][people, still]
+        parts.append(
+            (
+                _pictures(arrays["frames"][people, still], image),
+                _pictures(arrays["frames"][people[:, None], 1 + times], image),
+                place * IDENTITIES + (np.arange(IDENTITIES) + rng.integers(1, IDENTITIES)) % IDENTITIES,
+                arrays["motion"][people[:, None], 1 + times],
+                arrays["weight"][people[:, None], times],
+                offsets_from(source_points(own[:, None], *corners)),
+            )
+        )
+    return Sample(*(torch.from_numpy(np.concatenate(x)) for x in zip(*parts, strict=True)))
+
+
+def _pictures(frames: np.ndarray, image: int) -> np.ndarray:
+    """(..., 256, 256, 3) uint8 -> (..., 3, image, image) uint8, averaged over areas."""
+    import cv2
+
+    flat = frames.reshape(-1, *frames.shape[-3:])
+    small = np.stack([cv2.resize(frame, (image, image), interpolation=cv2.INTER_AREA) for frame in flat])
+    return np.ascontiguousarray(np.moveaxis(small, -1, -3)).reshape(*frames.shape[:-3], 3, image, image)
+
+
+class Small(nn.Module):
+    """The model of one arm and its losses."""
+
+    units: Tensor
+
+    def __init__(self, arm: Arm) -> None:
+        super().__init__()
+        self.arm, self.config = arm, arm.config()
+        self.vae = make_vae(self.config.vae)
+        self.encoder, self.decoder = MotionEncoder(self.config), MotionDecoder(self.config)
+        self.read = nn.Linear(self.config.motion_dim, TAUGHT_SIZE)
+        self.register_buffer("units", torch.tensor(UNITS), persistent=False)
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        """(..., 3, H, W) uint8 -> (..., C, h, w), not whitened."""
+        pixels = pictures.flatten(0, -4).float() / 127.5 - 1
+        return self.vae.encode(pixels).float().unflatten(0, pictures.shape[:-3])
+
+    def whiten(self, latents: Tensor) -> Tensor:
+        return latents / self.vae.latent_std[:, None, None]
+
+    def tokens(self, latents: Tensor, ratio: float = 0.0) -> Tensor:
+        """(S, n, C, h, w) -> (S, n, D)."""
+        return self.encoder(latents.flatten(0, 1), ratio).unflatten(0, latents.shape[:2])
+
+    def losses(self, sample: Sample) -> dict[str, Tensor]:
+        arm = self.arm
+        reference, target = self.latents(sample.reference), self.latents(sample.target)
+        ratio = float(torch.rand(())) * arm.mask
+        tokens = self.tokens(torch.cat([reference[:, None], target], 1), ratio)
+        own, motion = tokens[:, :1], tokens[sample.driver, 1:]
+        losses: dict[str, Tensor] = {}
+        if arm.auxiliary:
+            read = self.read(tokens[:, 1:]).float()
+            error = F.smooth_l1_loss(read, sample.motion * self.units, beta=0.5, reduction="none")
+            losses["auxiliary"] = arm.auxiliary * (error @ torch.tensor(ENTRY_WEIGHT)).mean()
+        moved = self.moved(reference, own, motion)
+        if moved is not None:
+            truth = F.adaptive_avg_pool2d(sample.field.flatten(0, 1), moved.offsets.shape[-1])
+            weight = F.adaptive_max_pool2d(sample.weight.flatten(0, 1).float(), moved.offsets.shape[-1])
+            losses["field"] = field_loss(moved.offsets, truth, weight, FIELD_WEIGHT)
+        with torch.no_grad():
+            prior = self.prior(reference, moved, target.shape[1])
+        goal = self.whiten(target)
+        t, certain = torch.rand(2, len(goal))
+        t = torch.where(certain < arm.at_prior, 1.0, t)
+        x_t = flow.interpolate(goal, prior, t[:, None, None, None, None])
+        cache = self.decoder.encode_reference(self.whiten(reference))
+        predicted = self.decoder(x_t, t, own, motion, cache=cache).float()
+        cells = region_weight(sample.weight, REGION_WEIGHT).flatten(0, 1).unsqueeze(1)
+        cells = F.adaptive_max_pool2d(cells, goal.shape[-1]).unflatten(0, goal.shape[:2])
+        error = (predicted - flow.velocity(goal, prior)).square() * cells
+        losses["flow"] = error.sum() / (cells.sum() * goal.shape[2])
+        return losses
+
+    def moved(self, reference: Tensor, own: Tensor, motion: Tensor) -> Moved | None:
+        """The warp, where the arm has one."""
+        head = self.decoder.warp
+        if head is None:
+            return None
+        seen = self.encoder.encode(reference)[1]
+        return head(seen, head.maps(self.whiten(reference), seen), own, motion)
+
+    def prior(self, reference: Tensor, moved: Moved | None, frames: int) -> Tensor:
+        shape = (len(reference), frames, *reference.shape[1:])
+        noise = torch.randn(shape) if self.config.needs_noise else None
+        return make_prior(self.config, self.vae, reference, noise, moved, frames).float()
+
+    @torch.no_grad()
+    def make(self, sample: Sample, steps: int) -> Tensor:
+        """(S, F, 3, H, W) pictures in [-1, 1] from references and the drivers' motion."""
+        reference, target = self.latents(sample.reference), self.latents(sample.target)
+        own, motion = self.tokens(reference[:, None]), self.tokens(target)[sample.driver]
+        prior = self.prior(reference, self.moved(reference, own, motion), motion.shape[1])
+        cache = self.decoder.encode_reference(self.whiten(reference))
+        made = prior + self.decoder.displacement(prior, own, motion, steps=steps, cache=cache)
+        made = made * self.vae.latent_std[:, None, None]
+        return self.vae.decode(made.flatten(0, 1)).unflatten(0, made.shape[:2]).clamp(-1, 1)

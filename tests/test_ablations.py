@@ -1,0 +1,64 @@
+"""Ablations: every arm is a model that can be trained, and their table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from semo_sdk.benchmarks import ablations, ablations_steps
+from semo_sdk.benchmarks.ablations_small import ARMS, FRAMES, Sample, Small, SmallConfig
+
+
+def sample(image: int) -> Sample:
+    """Two sequences of noise."""
+    generator = torch.Generator().manual_seed(0)
+    frames = (2, FRAMES)
+    return Sample(
+        torch.randint(0, 256, (2, 3, image, image), generator=generator).byte(),
+        torch.randint(0, 256, (*frames, 3, image, image), generator=generator).byte(),
+        torch.tensor([1, 0]),
+        torch.randn(*frames, 30, generator=generator),
+        torch.randint(0, 4, (*frames, 64, 64), generator=generator).byte(),
+        torch.randn(*frames, 2, 64, 64, generator=generator) * 0.01,
+    )
+
+
+@pytest.mark.parametrize("name", list(ARMS))
+def test_every_arm_learns_and_makes_pictures(name: str) -> None:
+    torch.manual_seed(0)
+    model, batch = Small(ARMS[name]), sample(SmallConfig().image)
+    losses = model.losses(batch)
+    assert ("field" in losses) == (name == "warp") and ("auxiliary" in losses) == (name != "untaught")
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert model.encoder.embed.weight.grad is not None
+    assert model.make(batch, 1).shape == batch.target.shape
+
+
+def test_tables() -> None:
+    psnr = {"copy": 15.0, "1": 16.0, "2": 16.5, "4": 16.25}
+    arm = {
+        "what": "base",
+        "seconds": 90.0,
+        "psnr": {"whole": psnr, "mouth_eyes_brows": psnr},
+        "probe": {"pose": 0.5, "jaw": 0.25, "expression": 0.125},
+    }
+    settings = {"image": 64, "steps": 240, "batches": 9, "frames_a_step": 32, "held_out_groups": 16}
+    steps = {
+        "model": {"name": "m", "fingerprint": "f" * 64, "guidance": 2.0, "decoder_steps": 1, "generator_steps": 4},
+        "clips": 8,
+        "decoder": [{"steps": 1, "psnr": 30.0, "ssim": 0.9, "sharpness": 0.8, "ms": 50.0, "frames": 64}],
+        "generator": [{"steps": 1, "correlation": 0.8, "range": 0.7, "clips": 10}],
+    }
+    text = ablations.markdown({"settings": settings, "arms": {"base": arm}, "steps": steps})
+    assert "| base | 16.00 / 16.50 / 16.25 |" in text and "| copied reference | 15.0 |" in text
+    assert "| 1 | 30.00 | 0.9000 | 0.80 | 50 |" in text and ablations_steps.markdown(steps) in text
+
+
+def test_a_probe_reads_what_is_there_and_nothing_else() -> None:
+    generator = np.random.default_rng(0)
+    known = [generator.standard_normal((40, 3)) for _ in range(8)]
+    tokens = [np.concatenate([one[:, :2] * 5, generator.standard_normal((40, 30))], 1) for one in known]
+    share = ablations.probe(tokens, known)
+    assert share[:2].min() > 0.85 and abs(share[2]) < 0.2
