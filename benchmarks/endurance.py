@@ -10,7 +10,7 @@ import numpy as np
 from semo_sdk.animator import Animator
 from semo_sdk.benchmarks import identity
 from semo_sdk.benchmarks.faces import FaceSeries, blinks, follow, head_speed, lip_range
-from semo_sdk.benchmarks.footage import mesh_in_crop, portrait_sharpness, summarise
+from semo_sdk.benchmarks.footage import portrait_sharpness, summarise
 from semo_sdk.benchmarks.pixels import sharpness
 from semo_sdk.constants import FPS, SAMPLE_RATE
 from semo_sdk.media.face import FaceTracker
@@ -51,7 +51,7 @@ def long_run(
     """
     clip = animator.with_portrait(portrait).from_audio(pcm, seed=seed)
     own_sharpness = max(portrait_sharpness(portrait), 1e-9)
-    own = embedder(portrait.crop, mesh_in_crop(portrait)) if embedder else None
+    own = embedder(portrait.crop, portrait.mesh) if embedder else None
     tracker = FaceTracker()
     seconds: list[dict[str, Any]] = []
     for chunk in clip:
@@ -112,7 +112,7 @@ def silence(
         opening = face.track.mouth
         series = series or [None if np.isnan(value) else round(float(value), 4) for value in opening]
         spoken, quiet = opening[:begin], opening[settled:]
-        still = FaceSeries(mesh_in_crop(portrait)[None].astype(np.float64)).track.mouth[0]
+        still = FaceSeries(portrait.mesh[None].astype(np.float64)).track.mouth[0]
         rest = FaceSeries(face.mesh[settled:])
         ranges = lip_range(quiet), lip_range(spoken)
         rows.append(

@@ -59,13 +59,6 @@ def load_footage(path: Path, group: str) -> Footage:
     return Footage(path, group, portrait, crops, load_audio(path), follow(crops))
 
 
-def mesh_in_crop(portrait: Portrait) -> np.ndarray:
-    """(478, 3) landmarks of a portrait in the pixels of its 256 x 256 crop."""
-    x0, y0, side = portrait.box
-    shift = np.array([x0, y0, 0.0])
-    return np.asarray((portrait.landmarks.points - shift) * (len(portrait.crop) / side))
-
-
 def face_sharpness(frames: np.ndarray, face: FaceSeries) -> float:
     """Mean sharpness of the face over every fifth frame that has one; 0 without any."""
     boxes = face.boxes()
@@ -75,7 +68,7 @@ def face_sharpness(frames: np.ndarray, face: FaceSeries) -> float:
 
 def portrait_sharpness(portrait: Portrait) -> float:
     """Sharpness of a portrait's face in its crop."""
-    mesh = mesh_in_crop(portrait)
+    mesh = portrait.mesh
     x0, y0, x1, y1 = (float(value) for value in (*mesh[:, :2].min(0), *mesh[:, :2].max(0)))
     return sharpness(portrait.crop, (x0, y0, x1, y1))
 

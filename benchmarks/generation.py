@@ -19,7 +19,6 @@ from semo_sdk.benchmarks.footage import (
     Footage,
     embeddings,
     face_sharpness,
-    mesh_in_crop,
     portrait_sharpness,
     summarise,
 )
@@ -104,7 +103,7 @@ def play_puppet(
     """The same rows for the puppet, which moves each portrait by the *real* clip's landmarks, not by its sound."""
     spoken = []
     for clip, name, portrait in pairs:
-        own = mesh_in_crop(portrait)
+        own = portrait.mesh
         frames = baselines.puppet_other_person(portrait.crop, own, clip.frames, clip.face.mesh)
         face = follow(frames)
         lips = sync.lips(frames, face)
@@ -157,7 +156,7 @@ def _appearance(
     """Sharpness and identity against the portrait."""
     numbers = {"sharpness_ratio": face_sharpness(frames, face) / max(portrait_sharpness(portrait), 1e-9)}
     if embedder is not None:
-        own = embedder(portrait.crop, mesh_in_crop(portrait))
+        own = embedder(portrait.crop, portrait.mesh)
         found = embeddings(embedder, frames, face)
         if len(found):
             numbers["identity_cosine"] = float(np.mean([identity.cosine(one, own) for one in found]))
@@ -169,10 +168,10 @@ def identity_scale(
     embedder: identity.FaceEmbedder, portraits: Mapping[str, Portrait], footage: Sequence[Footage]
 ) -> dict[str, float]:
     """What identity numbers are worth: different portraits (the floor), a real clip's own frames (the ceiling)."""
-    faces = [embedder(one.crop, mesh_in_crop(one)) for one in portraits.values()]
+    faces = [embedder(one.crop, one.mesh) for one in portraits.values()]
     others = [(a, b) for i, a in enumerate(faces) for b in faces[:i]]
     same = [
-        (one, embedder(clip.portrait.crop, mesh_in_crop(clip.portrait)))
+        (one, embedder(clip.portrait.crop, clip.portrait.mesh))
         for clip in footage
         for one in embeddings(embedder, clip.frames, clip.face, 1)
     ]
