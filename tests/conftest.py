@@ -261,5 +261,5 @@ def http(running: Running) -> Iterator[httpx.Client]:
     """Plain HTTP to that server."""
     import httpx
 
-    with httpx.Client(base_url=running.url, timeout=60) as client:
+    with httpx.Client(base_url=running.url, timeout=120) as client:
         yield client

@@ -50,7 +50,7 @@ WATCH = """() => {
     for (let i = 0; i < data.length; i += 4) grey.push((data[i] + data[i + 1] + data[i + 2]) / 3);
     const mean = grey.reduce((a, b) => a + b) / grey.length;
     const moved = last ? grey.reduce((sum, value, i) => sum + Math.abs(value - last[i]), 0) / grey.length : 0;
-    log.frames.push([now, mean, moved, document.getElementById("state").textContent]);
+    log.frames.push([now, mean, moved]);
     last = grey;
     video.requestVideoFrameCallback(look);
   };
@@ -133,13 +133,12 @@ class Visit:
         """Begins to note what is seen and heard."""
         self.page.evaluate(WATCH)
 
-    def seen_and_heard(self) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Since the last time. Frames (n, 3): ms, mean, movement; the state at each; sound (m, 2): ms, level."""
+    def seen_and_heard(self) -> tuple[np.ndarray, np.ndarray]:
+        """Since the last time. Frames (n, 3): ms, mean, movement; sound (m, 2): ms, level."""
         log = self.page.evaluate(
             "({ frames: window.log.frames.splice(0), sound: window.log.sound.splice(0) })"  # and forgets them
         )
-        frames = np.array([frame[:3] for frame in log["frames"]])
-        return frames, [frame[3] for frame in log["frames"]], np.array(log["sound"])
+        return np.array(log["frames"]), np.array(log["sound"])
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from semo_sdk.pipeline.state import StreamState
 from semo_sdk.pipeline.stream import Chunk
 from semo_sdk.session import Session
 from tests.conftest import Open, assert_same, random_speech, spoken
+from tests.serving_tools import LIMIT
 
 
 class Gate:
@@ -30,7 +31,7 @@ class Gate:
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.entered.set()
-        assert self.go.wait(20)
+        assert self.go.wait(LIMIT)
         outputs: dict[str, np.ndarray] = self.engine(feeds)
         return outputs
 
@@ -54,10 +55,10 @@ def test_interrupt_in_the_middle_of_a_pass_throws_its_frames_away(gated: tuple[S
     got: list[list[Chunk]] = []
     pusher = threading.Thread(target=lambda: got.append(session.push(random_speech(3 * 2_560 + 10))))
     pusher.start()
-    assert gate.entered.wait(20)
+    assert gate.entered.wait(LIMIT)
     assert session.interrupt() == 3 * 2_560 + 10  # at once, and the pass in the making counts as dropped
     gate.go.set()
-    pusher.join(20)
+    pusher.join(LIMIT)
     assert got == [[]] and session.state.frame_index == 0
     pcm = random_speech(4_000, seed=4)
     assert_same(spoken(session, [pcm]), spoken(undisturbed, [pcm]))
@@ -75,10 +76,10 @@ def test_close_in_the_middle_of_a_pass_ends_it(gated: tuple[Session, Session, Ga
 
     pusher = threading.Thread(target=push)
     pusher.start()
-    assert gate.entered.wait(20)
+    assert gate.entered.wait(LIMIT)
     session.close()
     gate.go.set()
-    pusher.join(20)
+    pusher.join(LIMIT)
     assert len(errors) == 1
 
 
@@ -115,7 +116,7 @@ def test_sessions_in_threads_are_as_if_alone_and_launch_one_at_a_time(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(LIMIT)
     for seed in range(4):
         assert_same(got[seed], alone[seed])
 
@@ -127,7 +128,7 @@ def test_threads_that_push_at_once_get_each_frame_once(open_session: Open) -> No
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(LIMIT)
     assert sorted(chunk.index for chunk in chunks) == list(range(0, 36, 4))
     # All pushed the same speech, of three passes: whatever their order, it is spoken three times.
     chunks.sort(key=lambda chunk: chunk.index)

@@ -16,7 +16,7 @@ from semo_sdk.serving.capacity import Capacity
 from semo_sdk.serving.engine import Engine
 from semo_sdk.serving.speech import Event, Frame, Kind
 from tests.conftest import random_speech
-from tests.serving_tools import LIGHT
+from tests.serving_tools import LIGHT, LIMIT
 from tests.serving_world import World, events, frames, pixels, sound
 
 
@@ -119,7 +119,7 @@ def test_a_broken_engine_fails_sessions_with_the_reason_and_says_so(world: World
             session = world.open()
             woken = threading.Event()
             session.on_output(woken.set)
-            assert woken.wait(20)
+            assert woken.wait(LIMIT)
             with pytest.raises(EngineError, match="broken"):
                 session.take()
         assert not world.engine.healthy

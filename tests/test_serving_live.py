@@ -167,7 +167,7 @@ def test_interrupt_stops_speech_and_says_how_much_was_heard(running: Running) ->
         live.interrupt()
         more, events = collect(live, "speech.interrupted")
         heard = len(frames) + sum(frame.speaking for frame in more)
-        assert events[-1].data["played"] == pytest.approx(heard / FPS) and heard < 60
+        assert events[-1].data["played"] == pytest.approx(heard / FPS) and heard < 250
         later = [item for item, _ in zip(live, range(30), strict=False)]
         assert not any(frame.speaking for frame in later if isinstance(frame, LiveFrame))
         live.listen()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 
-from tests.serving_tools import Running
+from tests.serving_tools import LIMIT, Running
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -24,7 +24,7 @@ def check(case: Any) -> None:
     """Sends a request: no internal error, and status, kind and body of the answer are in the document."""
     from schemathesis.specs.openapi import checks
 
-    answer = case.call(timeout=30)
+    answer = case.call(timeout=LIMIT)
     assert answer.status_code < 500 or answer.status_code == BUSY, answer.text
     case.validate_response(
         answer,

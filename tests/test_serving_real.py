@@ -22,7 +22,7 @@ from semo_sdk.serving.engine import Engine
 from semo_sdk.serving.keys import add_key
 from semo_sdk.serving.speech import Frame
 from tests.conftest import random_speech
-from tests.serving_tools import wait_for, wav
+from tests.serving_tools import LIMIT, wait_for, wav
 
 pytest.importorskip("openvino")
 
@@ -82,7 +82,7 @@ def test_serve_from_start_to_drain(tiny_bundle: Path, portrait_path: Path, tmp_p
                 except CapacityError:
                     return False
 
-            wait_for(ready, 120)
+            wait_for(ready)
             speech = wav(random_speech(8_000))
             path = client.make_video(portrait_path, speech, tmp_path / "out.mp4", latency="low")
             assert len(list(read_video(path))) == 13
@@ -96,7 +96,7 @@ def test_serve_from_start_to_drain(tiny_bundle: Path, portrait_path: Path, tmp_p
                     item.data["reason"] for item in live if not isinstance(item, LiveFrame) and "reason" in item.data
                 ]
                 assert reasons == ["the server is shutting down"]
-        assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+        assert process.wait(LIMIT) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
     finally:
         process.kill()
         process.wait()

@@ -12,7 +12,7 @@ from semo_sdk.pipeline.state import StreamState
 from semo_sdk.pipeline.stream import drain
 from semo_sdk.serving.speech import Event, Frame, Interrupted, SpeechDone, StateChanged
 from tests.conftest import random_speech
-from tests.serving_tools import LIGHT
+from tests.serving_tools import LIGHT, LIMIT
 from tests.serving_world import World, events, frames, pixels, sound
 
 
@@ -122,11 +122,11 @@ def test_interrupt_in_the_middle_of_a_pass_returns_at_once(world: World) -> None
     tap.gate = threading.Event()
     runner = threading.Thread(target=world.work)
     runner.start()
-    assert tap.entered.wait(20)
+    assert tap.entered.wait(LIMIT)
     session.interrupt()
     assert isinstance(session.take(), Interrupted)
     tap.gate.set()
-    runner.join(20)
+    runner.join(LIMIT)
     (items,) = world.play(0.4, session)
     assert not any(frame.speaking for frame in frames(items)) and frames(items)[0].index == 0
 

@@ -183,7 +183,7 @@ except EncodeError as error:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)
     for sound in ("True", "False"):
         command = [sys.executable, "-c", code.replace("SOUND", sound)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert result.stdout.startswith("EncodeError"), result.stderr
         assert only(tmp_path) == []
 
