@@ -43,7 +43,7 @@ def block(word: str) -> dict[str, Any]:
 def test_the_livekit_agent(folder: None) -> None:
     room = Room()
     context = SimpleNamespace(room=room, connect=AsyncMock())
-    run(block("def entrypoint")["entrypoint"](context), 120)
+    run(block("def entrypoint")["entrypoint"](context))
     listener = room.local_participant
     assert len(listener.pictures) > 20 and np.abs(listener.heard).max() > 1000
 
@@ -51,7 +51,7 @@ def test_the_livekit_agent(folder: None) -> None:
 def test_the_pipecat_bot(folder: None) -> None:
     names, screen = block("def bot"), Screen(video_out_is_live=True)
     assert names["PARAMS"].video_out_framerate == 25
-    run(names["bot"](screen), 120)
+    run(names["bot"](screen))
     assert len(screen.pictures) > 20 and np.abs(screen.heard).max() > 1000
 
 
