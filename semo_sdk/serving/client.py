@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,9 +22,10 @@ from typing import Any
 from semo_sdk.constants import SAMPLE_RATE
 from semo_sdk.errors import InputError, MissingDependencyError
 from semo_sdk.files import replacing
-from semo_sdk.serving.client_live import Live, LiveEvent, LiveFrame, ServerError, raise_problem
+from semo_sdk.serving.client_lasting import LastingLive
+from semo_sdk.serving.client_live import ConnectionLostError, Live, LiveEvent, LiveFrame, ServerError, raise_problem
 
-__all__ = ["Client", "Live", "LiveEvent", "LiveFrame", "ServerError"]
+__all__ = ["Client", "ConnectionLostError", "LastingLive", "Live", "LiveEvent", "LiveFrame", "ServerError"]
 
 Source = str | os.PathLike[str] | bytes
 
@@ -49,7 +51,9 @@ class Client:
             raise MissingDependencyError("the client needs httpx: pip install 'semo-sdk[serve]'") from error
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = base_url.rstrip("/")
-        self._http = httpx.Client(base_url=self._url, headers=self._headers, timeout=timeout)
+        # a cluster sends all requests of one client to one of its servers, so that a job's server is asked for it
+        affinity = {"X-Session-Id": secrets.token_hex(8)}
+        self._http = httpx.Client(base_url=self._url, headers={**self._headers, **affinity}, timeout=timeout)
 
     def upload_portrait(self, image: Source, *, face_index: int | None = None) -> str:
         """Uploads a portrait; its identifier is for :meth:`create_video` and :meth:`live`.
@@ -142,7 +146,7 @@ class Client:
             CapacityError: the server is full.
             ServerError: it refused for another reason.
         """
-        from websockets.exceptions import InvalidStatus
+        from websockets.exceptions import InvalidHandshake, InvalidStatus
         from websockets.sync.client import connect
 
         url = "ws" + self._url.removeprefix("http") + "/v1/live"
@@ -153,7 +157,43 @@ class Client:
             except InvalidStatus as refused:
                 answer = refused.response
                 raise_problem(answer.status_code, bytes(answer.body or b""), answer.headers.get("Retry-After"))
+            except InvalidHandshake as error:
+                raise ConnectionLostError from error
             return Live(socket, start, stack.pop_all())
+
+    def lasting(
+        self,
+        portrait_id: str = "default",
+        *,
+        sample_rate: int = SAMPLE_RATE,
+        save_seconds: float = 1.0,
+        give_up_seconds: float = 60.0,
+        **settings: Any,
+    ) -> LastingLive:
+        """Opens a live session that goes on when its server dies: on another one that shares its saved states (a Ray
+        cluster, docs/cluster.md), or on the same one when it was only the connection.
+
+        Args:
+            portrait_id, sample_rate, settings: as for :meth:`live`, without ``state_id``.
+            save_seconds: between two saves: the most that is computed, and perhaps shown, again.
+            give_up_seconds: how long a broken connection is tried again.
+
+        Raises:
+            CapacityError, ServerError: as for :meth:`live`.
+        """
+        again = {name: value for name, value in settings.items() if name in ("fps", "jpeg_quality")}
+
+        def connect(state_id: str | None) -> Live:
+            how = settings if state_id is None else {**again, "state_id": state_id}
+            return self.live(portrait_id, sample_rate=sample_rate, **how)
+
+        return LastingLive(
+            connect,
+            lambda state_id: self.request("DELETE", f"/v1/states/{state_id}"),
+            rate=sample_rate,
+            save_seconds=save_seconds,
+            give_up_seconds=give_up_seconds,
+        )
 
     def request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         """Any request.

@@ -19,7 +19,7 @@ from semo_sdk.serving.protocol import unpack_frame
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
-__all__ = ["Live", "LiveEvent", "LiveFrame", "ServerError", "raise_problem"]
+__all__ = ["ConnectionLostError", "Live", "LiveEvent", "LiveFrame", "ServerError", "raise_problem"]
 
 
 class ServerError(SemoError):
@@ -33,6 +33,14 @@ class ServerError(SemoError):
     def __init__(self, message: str, code: str, status: int = 0) -> None:
         super().__init__(message)
         self.code, self.status = code, status
+
+
+class ConnectionLostError(ServerError):
+    """The connection broke without a farewell: the network, or a server that died. Trying again makes sense; a session
+    goes on from its last saved state (:meth:`semo_sdk.serving.client.Client.lasting` does both)."""
+
+    def __init__(self) -> None:
+        super().__init__("the connection to the server was lost; connect again", "connection_lost")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +80,10 @@ class Live:
 
     def __init__(self, socket: ClientConnection, start: dict[str, Any], stack: ExitStack) -> None:
         self._socket, self._stack = socket, stack
+        self._ended = False  # by us, or by the server with a farewell
         try:
             self._say(**start)
-            first = self._receive()
+            first = self.receive()
         except BaseException:
             self.close()
             raise
@@ -87,7 +96,7 @@ class Live:
         """More speech, (n,) or (n, channels) samples at the session's rate, as for :meth:`semo_sdk.Session.push`."""
         samples = np.clip(np.rint(to_mono(pcm) * 32768), -32768, 32767).astype("<i2")
         for begin in range(0, len(samples), 8_192):
-            self._socket.send(samples[begin : begin + 8_192].tobytes())
+            self._send(samples[begin : begin + 8_192].tobytes())
 
     def end(self) -> None:
         """The utterance ends; ``speech.done`` comes with its last frame."""
@@ -101,21 +110,29 @@ class Live:
         """Somebody speaks to the portrait, or stopped."""
         self._say("listen", on=on)
 
-    def save(self) -> None:
-        """Keeps the session as it is now: a ``session.saved`` event brings the ``state_id`` for another one."""
-        self._say("session.save")
+    def save(self, *, replaces: str | None = None, tag: int | None = None) -> None:
+        """Keeps the session as it is now: a ``session.saved`` event brings the ``state_id`` for another one.
+
+        Args:
+            replaces: a ``state_id`` that is forgotten then.
+            tag: comes back in the event.
+        """
+        wish = {"replaces": replaces, "tag": tag}
+        self._say("session.save", **{name: value for name, value in wish.items() if value is not None})
 
     def __iter__(self) -> Iterator[LiveFrame | LiveEvent]:
         """Frames and events as they come, 25 frames a second, until the session is closed.
 
         Raises:
             CapacityError, ServerError: the session failed.
+            ConnectionLostError: the connection broke.
         """
-        while (item := self._receive()) is not None:
+        while (item := self.receive()) is not None:
             yield item
 
     def close(self) -> None:
         """Ends the session; calling it twice is fine."""
+        self._ended = True
         self._stack.close()
 
     def __enter__(self) -> Live:
@@ -127,18 +144,30 @@ class Live:
         self.close()
 
     def _say(self, type: str, **fields: Any) -> None:
-        self._socket.send(json.dumps({"type": type, **fields}))
+        self._send(json.dumps({"type": type, **fields}))
 
-    def _receive(self) -> LiveFrame | LiveEvent | None:
+    def _send(self, message: str | bytes) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            self._socket.send(message)
+        except ConnectionClosed as error:
+            raise ConnectionLostError from error
+
+    def receive(self) -> LiveFrame | LiveEvent | None:
+        """The next frame or event, None after the end; raises what iterating raises."""
         from websockets.exceptions import ConnectionClosed
 
         try:
             message = self._socket.recv()
-        except ConnectionClosed:
-            return None
+        except ConnectionClosed as gone:
+            if self._ended:
+                return None
+            raise ConnectionLostError from gone
         if isinstance(message, bytes):
             return LiveFrame(*unpack_frame(message))
         data = json.loads(message)
+        self._ended |= data["type"] == "session.closed"
         if data["type"] == "session.closed" and "error" in data:
             error = data["error"]
             if "retry_after" in error:

@@ -19,6 +19,7 @@ from semo_sdk.errors import SemoError, SessionClosedError
 from semo_sdk.serving.problems import ApiError, problem
 from semo_sdk.serving.protocol import (
     CLIENT_EVENTS,
+    SHUTTING_DOWN,
     Adjust,
     Interrupt,
     Listen,
@@ -120,10 +121,12 @@ async def opened(service: Service, owner: str, options: Options) -> AsyncIterato
         SemoError: no such portrait, an impossible setting, or no room.
     """
     with service.seat(owner):
-        stored = service.portraits.get(options.portrait_id, owner)
+        stored = await service.decode(service.portraits.get, options.portrait_id, owner)
         reference = await service.decode(stored.reference, service.engine)
         manner = {name: getattr(options, name) for name in Manner.model_fields}
-        state = None if options.state_id is None else service.states.get(options.state_id, owner).state
+        state = None
+        if options.state_id is not None:
+            state = (await service.decode(service.states.get, options.state_id, owner)).state
         session = service.engine.open(reference, state=state, **manner)
         try:
             yield session
@@ -217,14 +220,21 @@ class Connection:
             case Adjust():
                 self._session.adjust(**event.model_dump(exclude={"type"}, exclude_none=True))
             case Save():
-                self._service.rates.check(self._owner)
-                saved = self._service.states.add(self._session.save(), self._owner)
-                notice = {"type": "session.saved", "state_id": saved.id, "position": saved.state.time}
-                self._notices.append(notice)
-                self._changed.set()
+                await self._save(event)
             case Start():
                 raise ApiError(400, "already_started", "the session has started", param="type")
         return isinstance(event, SessionEnd)
+
+    async def _save(self, wish: Save) -> None:
+        self._service.rates.check(self._owner)
+        state, states = self._session.save(), self._service.states
+        keep = functools.partial(states.add, state, self._owner, wish.replaces)
+        # here at once, so that the event comes between the two frames that the state lies between
+        saved = await asyncio.get_running_loop().run_in_executor(None, keep) if states.remote else keep()
+        notice = {"type": "session.saved", "state_id": saved.id, "position": state.time}
+        notice |= {"waiting": len(state.pending) / SAMPLE_RATE} | ({} if wish.tag is None else {"tag": wish.tag})
+        self._notices.append(notice)
+        self._changed.set()
 
     async def _push(self, pcm: np.ndarray, rate: int) -> None:
         loop = asyncio.get_running_loop()
@@ -256,7 +266,7 @@ class Connection:
                 warned = True
                 await self._wire.send_event({"type": "server.draining", "seconds": round(max(stop - now, 0), 1)})
             if stop is not None and now > stop:
-                return Ending(GOING_AWAY, "the server is shutting down")
+                return Ending(GOING_AWAY, SHUTTING_DOWN)
             while self._notices:
                 await self._wire.send_event(self._notices.popleft())
             if now - told >= STATS_SECONDS:

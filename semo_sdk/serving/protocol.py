@@ -9,7 +9,8 @@ Client events: ``session.start``, ``speech.end``, ``interrupt``, ``listen``, ``s
 
 Server events: ``session.started``, ``state`` (speaking, listening, idle), ``speech.done`` and ``speech.interrupted``
 (with the playback position), ``stats`` (once a second), ``session.saved`` (with the ``state_id`` for a later
-``session.start``), ``error``, ``server.draining``, ``session.closed``.
+``session.start``, the position of its next frame, which on a cluster may have come before the event, and the seconds
+of speech that wait in it), ``error``, ``server.draining``, ``session.closed``.
 
 A binary frame, little endian::
 
@@ -34,6 +35,7 @@ from semo_sdk.serving.speech import Event, Frame, Interrupted, SpeechDone, State
 
 __all__ = [
     "CLIENT_EVENTS",
+    "SHUTTING_DOWN",
     "Adjust",
     "Interrupt",
     "Listen",
@@ -50,6 +52,7 @@ __all__ = [
     "unpack_frame",
 ]
 
+SHUTTING_DOWN = "the server is shutting down"  # the reason in session.closed after which another server may go on
 VERSION = 1
 HEADER = struct.Struct("<BBHI")
 SPEAKING = 1
@@ -131,6 +134,8 @@ class Save(Message):
     """Keep the session as it is for another one; it goes on."""
 
     type: Literal["session.save"]
+    replaces: str | None = Field(None, max_length=64, description="a state_id that is forgotten for the new one")
+    tag: int | None = Field(None, ge=0, le=2**53, description="comes back in session.saved")
 
 
 class SessionEnd(Message):

@@ -63,7 +63,7 @@ def portraits_router(service: Service) -> APIRouter:
         """Upload a portrait once, use it in any number of videos and live sessions. Kept in memory only."""
         data = await read_upload(image, settings.image_bytes, "image")
         portrait = await service.decode(read_portrait, data, settings.image_pixels, face_index)
-        return PortraitObject.of(portraits.add(portrait, who))
+        return PortraitObject.of(await service.decode(portraits.add, portrait, who))
 
     @router.get("")
     def list_portraits(who: Owner) -> PortraitList:
@@ -113,7 +113,7 @@ def videos_router(service: Service) -> APIRouter:
             portrait = await service.decode(read_portrait, data, settings.image_pixels, face_index)
             stored = StoredPortrait(secrets.token_hex(12), who, portrait, int(time.time()))
         else:
-            stored = service.portraits.get(portrait_id or "", who)
+            stored = await service.decode(service.portraits.get, portrait_id or "", who)
         sound = await read_upload(audio, settings.audio_bytes, "audio")
         pcm = await service.decode(read_audio, sound, settings.audio_seconds)
         service.engine.check(latency)

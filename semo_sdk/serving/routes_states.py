@@ -77,7 +77,8 @@ def states_router(service: Service) -> APIRouter:
     ) -> StateObject:
         """Bring a live session from another server with the same model."""
         data = await read_upload(state, settings.state_bytes, "state")
-        return StateObject.of(states.add(await service.decode(read_state, data, service), who))
+        found = await service.decode(read_state, data, service)
+        return StateObject.of(await service.decode(states.add, found, who))
 
     @router.get("")
     def list_states(who: Owner) -> StateList:

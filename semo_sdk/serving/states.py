@@ -30,24 +30,32 @@ class StoredState:
 class States:
     """The store.
 
+    Attributes:
+        remote: whether it is in another process: to ask it takes time.
+
     Args:
         total: states altogether.
         per_owner: of one owner; the oldest makes room.
     """
+
+    remote = False
 
     def __init__(self, total: int, per_owner: int) -> None:
         self._total, self._per_owner = total, per_owner
         self._lock = threading.Lock()
         self._stored: OrderedDict[str, StoredState] = OrderedDict()  # the oldest first
 
-    def add(self, state: StreamState, owner: str) -> StoredState:
-        """Keeps a state.
+    def add(self, state: StreamState, owner: str, replaces: str | None = None) -> StoredState:
+        """Keeps a state, in the place of the owner's state ``replaces`` if there is one.
 
         Raises:
             CapacityError: the store is full.
         """
         stored = StoredState(f"state_{secrets.token_hex(12)}", owner, state, int(time.time()))
         with self._lock:
+            former = self._stored.get(replaces or "")
+            if former is not None and former.owner == owner:
+                del self._stored[former.id]
             mine = [name for name, other in self._stored.items() if other.owner == owner]
             if len(mine) >= self._per_owner:
                 del self._stored[mine[0]]
