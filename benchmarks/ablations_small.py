@@ -12,20 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semo_sdk.config import DecoderConfig, EncoderConfig, SemoConfig
-from semo_sdk.constants import TAUGHT_SIZE
 from semo_sdk.models import flow
+from semo_sdk.models.layers import patchify
 from semo_sdk.models.motion_decoder import MotionDecoder, make_prior
 from semo_sdk.models.motion_encoder import MotionEncoder
 from semo_sdk.models.vae import make_vae
 from semo_sdk.models.warp import Moved
 from semo_sdk.training.autoencoder import FIELD_WEIGHT, REGION_WEIGHT
 from semo_sdk.training.data import PuppetData, offsets_from, source_points
-from semo_sdk.training.losses import ENTRY_WEIGHT, field_loss, region_weight
-from semo_sdk.training.teacher import UNITS
+from semo_sdk.training.losses import field_loss, region_weight, token_loss
+from semo_sdk.training.teacher import teach
 
 FRAMES = 4  # of a sequence: the Temporal Align Module's window
 IDENTITIES = 4  # of a group
 GROUPS = 4  # of a step
+SURFACE = 16  # cells on a side of the picture, in the target of which point of the face each one shows
 
 
 class SmallConfig(SemoConfig):
@@ -44,17 +45,19 @@ class Arm:
 
     Attributes:
         what: what is changed, for the table.
+        part: ``"decoder"`` learns from the teacher's tokens, as the shipped model does; ``"encoder"`` learns them.
         model, decoder: settings that differ from the base's.
-        mask: largest masking ratio.
-        auxiliary: weight of pose and expression, read linearly from the token, in the loss.
+        mask: largest masking ratio of the encoder.
+        surface: whether the encoder learns too which point of the mean face each patch shows.
         at_prior: share of samples at t = 1.
     """
 
     what: str
+    part: str = "decoder"
     model: Mapping[str, Any] = field(default_factory=dict)
     decoder: Mapping[str, Any] = field(default_factory=dict)
     mask: float = 0.9
-    auxiliary: float = 2.0
+    surface: bool = True
     at_prior: float = 0.7
 
     def config(self) -> SmallConfig:
@@ -70,39 +73,40 @@ class Arm:
 
 
 ARMS = {
-    "base": Arm("base: masked, prior reference, 4 x 4 patches, token of 512"),
+    "base": Arm("decoder: prior reference, 4 x 4 patches, token of 512"),
     "noise": Arm("prior noise", decoder={"prior": "noise", "prior_noise": 1.0}, at_prior=0.0),
-    "unmasked": Arm("no masking", mask=0.0),
-    "token32": Arm("token of 32", model={"motion_width": 32}),
-    "patch4": Arm("2 x 2 patches", model={"patch": 4}),
-    "untaught": Arm("token learns from pictures alone", auxiliary=0.0),
     "warp": Arm("prior warp (its field is taught)", decoder={"prior": "warp", "warp_layers": 2}),
+    "patch4": Arm("2 x 2 patches", model={"patch": 4}),
+    "token32": Arm("token of 32", model={"motion_width": 32}),
     "patch1": Arm("8 x 8 patches", model={"patch": 1}),
-    "token128": Arm("token of 128", model={"motion_width": 128}),
+    "masked": Arm("encoder: masked, dense target", part="encoder"),
+    "unmasked": Arm("no masking", part="encoder", mask=0.0),
+    "token_only": Arm("no dense target", part="encoder", surface=False),
 }
 
 
 @dataclass(frozen=True)
 class Sample:
-    """S sequences of F frames: pictures (uint8 RGB), what is known of their motion, regions, warp fields.
+    """S sequences of F frames: pictures (uint8 RGB), and what is known of them.
 
-    ``reference`` (S, 3, H, W), ``target`` (S, F, 3, H, W), ``driver`` (S,) sequence whose frames give the motion,
-    ``motion`` (S, F, 30), ``weight`` (S, F, 64, 64), ``field`` (S, F, 2, 64, 64).
+    ``reference`` (S, 3, H, W), ``target`` (S, F, 3, H, W), ``still`` (S, 30) and ``motion`` (S, F, 30) pose and
+    expression of both (NaN where unknown), ``weight`` (S, F, 64, 64) regions, ``field`` (S, F, 2, 64, 64) warp,
+    ``surface`` (S, F, 16, 16, 4) as in :class:`~semo_sdk.training.data.Stills`.
     """
 
     reference: Tensor
     target: Tensor
-    driver: Tensor
+    still: Tensor
     motion: Tensor
     weight: Tensor
     field: Tensor
+    surface: Tensor
 
 
 def draw(data: PuppetData, rng: np.random.Generator, image: int, groups: Sequence[int] | None = None) -> Sample:
     """Sequences of random groups (or of the given ones), four identities each, references from anywhere in them."""
     parts = []
-    chosen = rng.integers(len(data), size=GROUPS) if groups is None else groups
-    for place, number in enumerate(chosen):
+    for number in rng.integers(len(data), size=GROUPS) if groups is None else groups:
         arrays = data.open(int(number))
         total, length = arrays["triangles"].shape[:2]
         people = rng.choice(total, IDENTITIES, replace=total < IDENTITIES)
@@ -110,15 +114,16 @@ def draw(data: PuppetData, rng: np.random.Generator, image: int, groups: Sequenc
         times = int(rng.integers(length - (FRAMES - 1) * stride)) + stride * np.arange(FRAMES)
         still = np.where(rng.random(IDENTITIES) < 0.5, 0, rng.integers(1, length + 1, IDENTITIES))
         corners = arrays["triangles"][people[:, None], times], arrays["barycentric"][people[:, None], times]
-        own = arrays["points"][people, still]
+        own, weight = arrays["points"][people, still], arrays["weight"][people[:, None], times]
         parts.append(
             (
                 _pictures(arrays["frames"][people, still], image),
                 _pictures(arrays["frames"][people[:, None], 1 + times], image),
-                place * IDENTITIES + (np.arange(IDENTITIES) + rng.integers(1, IDENTITIES)) % IDENTITIES,
+                arrays["motion"][people, still],
                 arrays["motion"][people[:, None], 1 + times],
-                arrays["weight"][people[:, None], times],
+                weight,
                 offsets_from(source_points(own[:, None], *corners)),
+                _surface(data.canonical, *corners, weight == 3),
             )
         )
     return Sample(*(torch.from_numpy(np.concatenate(x)) for x in zip(*parts, strict=True)))
@@ -133,18 +138,32 @@ def _pictures(frames: np.ndarray, image: int) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(small, -1, -3)).reshape(*frames.shape[:-3], 3, image, image)
 
 
+def _surface(canonical: np.ndarray, triangles: np.ndarray, barycentric: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """(S, F, 16, 16, 4): the point of the mean face that every fourth cell shows (NaN off the skin), and whether the
+    cell is inside an open mouth."""
+    step = inside.shape[-1] // SURFACE
+    cells = slice(step // 2, None, step)
+
+    def thinned(values: np.ndarray) -> np.ndarray:
+        shaped = values.reshape(*inside.shape, -1)[:, :, cells, cells]
+        return shaped.reshape(*inside.shape[:2], SURFACE**2, -1)
+
+    corners, mouth = thinned(triangles), inside[:, :, cells, cells]
+    skin = np.all(corners < len(canonical), axis=-1).reshape(mouth.shape) & ~mouth
+    face = np.where((corners < len(canonical)).all(-1, keepdims=True), corners, 0)
+    places = source_points(np.broadcast_to(canonical, (len(face), 1, *canonical.shape)), face, thinned(barycentric))
+    return np.concatenate([np.where(skin[..., None], 2 * places, np.nan), mouth[..., None]], -1).astype(np.float32)
+
+
 class Small(nn.Module):
     """The model of one arm and its losses."""
-
-    units: Tensor
 
     def __init__(self, arm: Arm) -> None:
         super().__init__()
         self.arm, self.config = arm, arm.config()
         self.vae = make_vae(self.config.vae)
         self.encoder, self.decoder = MotionEncoder(self.config), MotionDecoder(self.config)
-        self.read = nn.Linear(self.config.motion_dim, TAUGHT_SIZE)
-        self.register_buffer("units", torch.tensor(UNITS), persistent=False)
+        self.place = nn.Linear(self.config.encoder.hidden, 4 * (SURFACE // self.config.grid) ** 2)
 
     def latents(self, pictures: Tensor) -> Tensor:
         """(..., 3, H, W) uint8 -> (..., C, h, w), not whitened."""
@@ -154,21 +173,32 @@ class Small(nn.Module):
     def whiten(self, latents: Tensor) -> Tensor:
         return latents / self.vae.latent_std[:, None, None]
 
-    def tokens(self, latents: Tensor, ratio: float = 0.0) -> Tensor:
-        """(S, n, C, h, w) -> (S, n, D)."""
-        return self.encoder(latents.flatten(0, 1), ratio).unflatten(0, latents.shape[:2])
+    def taught(self, motion: Tensor) -> Tensor:
+        return teach(motion, self.config.motion_width)
 
     def losses(self, sample: Sample) -> dict[str, Tensor]:
-        arm = self.arm
+        """What the arm learns from."""
+        return self.encoder_losses(sample) if self.arm.part == "encoder" else self.decoder_losses(sample)
+
+    def encoder_losses(self, sample: Sample) -> dict[str, Tensor]:
+        """The teacher's tokens from pixels, and what each patch shows (see ``training.autoencoder``)."""
+        ratio = float(torch.rand(())) * self.arm.mask
+        tokens, patches, kept = self.encoder.encode(self.latents(sample.target).flatten(0, 1), ratio)
+        assert tokens is not None
+        losses = {"token": token_loss(tokens.float(), sample.motion.flatten(0, 1))}
+        if self.arm.surface:
+            truth = patchify(sample.surface.flatten(0, 1).movedim(-1, 1), SURFACE // self.config.grid)
+            if kept is not None:
+                truth = truth.gather(1, kept.unsqueeze(-1).expand(-1, -1, truth.shape[-1]))
+            known = ~truth.isnan()
+            losses["surface"] = F.smooth_l1_loss(self.place(patches).float()[known], truth[known], beta=0.1)
+        return losses
+
+    def decoder_losses(self, sample: Sample) -> dict[str, Tensor]:
+        """The flow, and the warp's field where there is a warp."""
         reference, target = self.latents(sample.reference), self.latents(sample.target)
-        ratio = float(torch.rand(())) * arm.mask
-        tokens = self.tokens(torch.cat([reference[:, None], target], 1), ratio)
-        own, motion = tokens[:, :1], tokens[sample.driver, 1:]
+        own, motion = self.taught(sample.still)[:, None], self.taught(sample.motion)
         losses: dict[str, Tensor] = {}
-        if arm.auxiliary:
-            read = self.read(tokens[:, 1:]).float()
-            error = F.smooth_l1_loss(read, sample.motion * self.units, beta=0.5, reduction="none")
-            losses["auxiliary"] = arm.auxiliary * (error @ torch.tensor(ENTRY_WEIGHT)).mean()
         moved = self.moved(reference, own, motion)
         if moved is not None:
             truth = F.adaptive_avg_pool2d(sample.field.flatten(0, 1), moved.offsets.shape[-1])
@@ -178,7 +208,7 @@ class Small(nn.Module):
             prior = self.prior(reference, moved, target.shape[1])
         goal = self.whiten(target)
         t, certain = torch.rand(2, len(goal))
-        t = torch.where(certain < arm.at_prior, 1.0, t)
+        t = torch.where(certain < self.arm.at_prior, 1.0, t)
         x_t = flow.interpolate(goal, prior, t[:, None, None, None, None])
         cache = self.decoder.encode_reference(self.whiten(reference))
         predicted = self.decoder(x_t, t, own, motion, cache=cache).float()
@@ -203,9 +233,9 @@ class Small(nn.Module):
 
     @torch.no_grad()
     def make(self, sample: Sample, steps: int) -> Tensor:
-        """(S, F, 3, H, W) pictures in [-1, 1] from references and the drivers' motion."""
-        reference, target = self.latents(sample.reference), self.latents(sample.target)
-        own, motion = self.tokens(reference[:, None]), self.tokens(target)[sample.driver]
+        """(S, F, 3, H, W) pictures in [-1, 1] from references and the known motion."""
+        reference = self.latents(sample.reference)
+        own, motion = self.taught(sample.still)[:, None], self.taught(sample.motion)
         prior = self.prior(reference, self.moved(reference, own, motion), motion.shape[1])
         cache = self.decoder.encode_reference(self.whiten(reference))
         made = prior + self.decoder.displacement(prior, own, motion, steps=steps, cache=cache)

@@ -67,7 +67,8 @@ def speak(
     Args:
         pairs: clip, the portrait's name, the portrait; at least two.
         animator: engines to use.
-        latency, seed: as in :meth:`semo_sdk.Animator.from_audio`.
+        latency: as in :meth:`semo_sdk.Animator.from_audio`.
+        seed: of the first video; each further one has the next, or all would blink in the same moments.
         embedder: measures identity; None when it cannot run here.
         sync: measures whether lips and sound belong together.
         compare_frames: whether the portrait is the clip's own first frame, so that frames can be compared.
@@ -79,8 +80,9 @@ def speak(
     """
     spoken = []
     learned = [kind() for kind in distances]
-    for clip, name, portrait in pairs:
-        frames = animator.with_portrait(portrait).from_audio(clip.pcm, latency=latency, seed=seed).frames
+    for number, (clip, name, portrait) in enumerate(pairs):
+        speaker = animator.with_portrait(portrait)
+        frames = speaker.from_audio(clip.pcm, latency=latency, seed=seed + number).frames
         face = follow(frames)
         numbers = _appearance(frames, face, portrait, embedder)
         if compare_frames:
