@@ -194,20 +194,36 @@ def verify(
     compare("semo-sdk", manifest.sdk_version, sdk_version())
     if must_run or manifest.device.gpu:
         differences += _device_differences(manifest.device, gpu)
+    differences += bundle_differences(folder, manifest, bundle, graphs)
+    if differences:
+        unique = "; ".join(dict.fromkeys(differences))
+        raise EngineMismatchError(f"engines in {folder} cannot be used: {unique}. {_again(manifest, bundle)}")
+    return manifest
+
+
+def bundle_differences(folder: Path, manifest: EngineManifest, bundle: Bundle, graphs: Iterable[str]) -> list[str]:
+    """What keeps a set's engines from being those of a bundle, byte for byte: nothing, if the list is empty.
+
+    Args:
+        folder: the set's folder.
+        manifest: its manifest.
+        bundle: the bundle that they should be of.
+        graphs: names of the graphs that are needed.
+    """
+    found = []
     for graph in graphs:
         if graph not in manifest.engines:
-            differences.append(f"graph {graph}: no engine was built")
+            found.append(f"graph {graph}: no engine was built")
             continue
         engine = manifest.engines[graph]
         onnx = graph_file(graph, engine.stored_precision)
         for what, part, name in (("graph", "onnx", onnx), ("weights", "weights", WEIGHTS_FILE)):
             entry = bundle.manifest.files.get(name)
-            compare(f"{what} {name}", _short(engine.parts.get(part)), _short(entry.sha256 if entry else None))
-        differences += _file_differences(folder / engine.file, engine)
-    if differences:
-        unique = "; ".join(dict.fromkeys(differences))
-        raise EngineMismatchError(f"engines in {folder} cannot be used: {unique}. {_again(manifest, bundle)}")
-    return manifest
+            built, here = _short(engine.parts.get(part)), _short(entry.sha256 if entry else None)
+            if built != here:
+                found.append(f"{what} {name}: built for {built}, here is {here}")
+        found += _file_differences(folder / engine.file, engine)
+    return found
 
 
 def _device_differences(device: Device, gpu: Gpu | None) -> list[str]:

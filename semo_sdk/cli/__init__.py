@@ -32,6 +32,7 @@ from semo_sdk.cli.batch import (
     typed,
 )
 from semo_sdk.cli.build import build
+from semo_sdk.cli.export import export
 from semo_sdk.cli.outcome import PASS_THROUGH, delegate, need, outcome
 from semo_sdk.cli.serve import register as register_serve
 from semo_sdk.cli.training import data_app, train_app
@@ -56,6 +57,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 register_serve(app)
 app.command()(build)
+app.command()(export)
 
 Photo = Annotated[Path, typer.Argument(help="photo of a face: jpg, png, webp...", show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="the MP4 to write")]
@@ -106,14 +108,14 @@ def animate(
     ] = None,
     head_motion: Annotated[float, typer.Option(help="how much the head moves: 0 still, 1 as the model does, 2")] = 1.0,
     blink: Annotated[float, typer.Option(help="how far the eyes close in a blink: 0 never, 1 wholly")] = 1.0,
-    as_json: Json = False,
-    quiet: Quiet = False,
     batch: Manifest = None,
     out_dir: OutDir = None,
     ray: OnRay = False,
     workers: WorkerCount = None,
     worker_cpus: WorkerCpus = 1.0,
     worker_gpus: WorkerGpus = 0.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """A photo speaks: PHOTO and SPEECH to an MP4 with sound; or many, with --batch."""
     with outcome(as_json):
@@ -133,13 +135,13 @@ def animate(
                 as_json=as_json,
                 quiet=quiet,
             )
-            _save(clip, output, paste_back, animator, started, as_json, quiet)
-
             return
         if photo is None or speech is None or given & BATCH_ONLY:
             raise ConfigError("give PHOTO and SPEECH, or --batch MANIFEST --out-dir DIR; see semo animate --help")
         with _animator(photo, bundle, backend, precision, face_index) as animator:
             clip = animator.from_audio(speech, **manner)
+            _save(clip, output, paste_back, animator, started, as_json, quiet)
+
 
 @app.command()
 def reenact(
@@ -195,52 +197,6 @@ def _save(
             f"{animator.backend} {animator.precision})",
             err=True,
         )
-
-
-@app.command()
-def export(
-    checkpoint: Annotated[Path, typer.Option(help="checkpoint (.safetensors) to export")],
-    out: Annotated[Path, typer.Option(help="bundle folder to write")],
-    name: Annotated[str | None, typer.Option(help="name in the manifest; default: the config's")] = None,
-    precision: Annotated[str, typer.Option(help="of the graphs, separated by commas")] = "fp32,fp16",
-    weights_dtype: Annotated[str, typer.Option(help="storage of the weights: fp16 or fp32")] = "fp16",
-    licence: Annotated[str, typer.Option(help="of the weights, for manifest and model card")] = "",
-    provenance: Annotated[Path | None, typer.Option(help="JSON object: where the weights come from")] = None,
-    metrics: Annotated[Path | None, typer.Option(help="JSON object: measured quality")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace an existing bundle")] = False,
-    as_json: Json = False,
-) -> None:
-    """A checkpoint to a bundle: five ONNX graphs, checked against torch on every runtime."""
-    with outcome(as_json):
-        need("export", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors")
-        from semo_sdk.export import export_bundle
-
-        report = export_bundle(
-            checkpoint,
-            out,
-            name=name,
-            precisions=precision.split(","),
-            weights_dtype=weights_dtype,
-            licence=licence,
-            provenance=_json_object(provenance),
-            metrics=_json_object(metrics),
-            force=force,
-            progress=lambda message: typer.echo(message, err=True),
-        )
-        if as_json:
-            typer.echo(json.dumps({"output": str(out), "parity": json.loads(report.to_json())}))
-
-
-def _json_object(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file} holds no JSON object")
-    return found
 
 
 @bench_app.callback(invoke_without_command=True)
