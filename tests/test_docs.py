@@ -52,6 +52,7 @@ FOREIGN = {
     "kubectl": "no cluster is here; test_deploy checks what it is given",
     "mkdir": "makes a folder",
     "python3": "makes the virtual environment",
+    "serve": "Ray's own command, which runs until it is stopped; test_ray deploys the same application",
     "sudo": "gives a folder to the container's user",
     "tensorboard": "shows the logs of a run until it is stopped",
 }
@@ -59,6 +60,8 @@ FOREIGN = {
 # (page, a line of the block) -> why the block does not run by itself, and which test covers what it shows.
 FRAGMENTS = {
     ("docs/agents.md", "runner = AvatarRunner("): "needs a LiveKit server; test_livekit runs the same without one",
+    ("docs/cluster.md", "serve.run(build({"): "needs a Ray cluster; test_ray has one",
+    ("docs/cluster.md", "client.lasting(portrait"): "test_serving_lasting and test_ray break its connection",
     ("docs/engines.md", "report = build_engines("): "minutes of TensorRT; test_real_engines builds this target",
     (
         "docs/models.md",

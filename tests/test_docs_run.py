@@ -40,9 +40,10 @@ ELSEWHERE = {
 PAGES = sorted({block.page for block in blocks("python")} - set(ELSEWHERE))
 
 # Commands that are run as they stand. The others are read by the real parsers only (test_docs): they run until they are
-# stopped (serve), take minutes or hours (train, export, build, bench), or need data sets.
+# stopped (serve), take minutes or hours (train, export, build, bench), or need data sets or a cluster (test_ray).
 CHEAP = {"animate", "reenact", "doctor", "keys add"}
 COMMANDS = sorted({tuple(words[1:]) for b in blocks("sh") for words in commands(b.code) if words[0] == "semo"})
+ALONE = [words for words in COMMANDS if any(" ".join(words).startswith(c) for c in CHEAP) and "--ray" not in words]
 
 
 def stage(folder: Path) -> Path:
@@ -58,6 +59,8 @@ def stage(folder: Path) -> Path:
         ("after.json", "benchmarks/results/latency.json"),
     ):
         shutil.copyfile(ROOT / source, folder / name)
+    (manifest,) = (block.code for block in blocks("text") if block.page == "docs/cluster.md")
+    (folder / "manifest.jsonl").write_text(manifest, encoding="utf-8")
     return folder
 
 
@@ -108,7 +111,7 @@ def test_the_client_talks_to_a_server(portrait: Portrait, tmp_path: Path, monkey
             exec(compile(states.code, str(states), "exec"), {**names, "client": client, "portrait": "default"})
 
 
-@pytest.mark.parametrize("words", [w for w in COMMANDS if any(" ".join(w).startswith(c) for c in CHEAP)], ids=" ".join)
+@pytest.mark.parametrize("words", ALONE, ids=" ".join)
 def test_cheap_commands_run(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stage(tmp_path))
     if "my-bundle" in words:
