@@ -10,7 +10,8 @@ from PIL import Image
 
 from semo_sdk.media.image import load_image
 from semo_sdk.media.video import VideoWriter
-from tests.comfyui_tools import ComfyNode, ComfyUI, NodeOutput, Schema, Socket, Widget, io_class
+from tests.comfyui_api import ComfyNode, NodeOutput, Schema, Widget, io_class
+from tests.comfyui_tools import ComfyUI
 from tests.conftest import EXAMPLES
 
 __all__ = ["RATE", "register_core_nodes"]
@@ -24,10 +25,6 @@ STRING, FLOAT = io_class("STRING", Widget), io_class("FLOAT", Widget)
 def tensor(pixels: np.ndarray) -> torch.Tensor:
     """uint8 pixels as ComfyUI's LoadImage gives them."""
     return torch.from_numpy(np.asarray(pixels).astype(np.float32) / 255.0)
-
-
-class Anything(Socket):
-    """An input of any type."""
 
 
 def register_core_nodes(ui: ComfyUI) -> None:
