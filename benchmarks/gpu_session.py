@@ -103,7 +103,7 @@ def steps(base: str, seconds: float) -> list[Step]:
     rows.append(
         Step(
             "contract-tests",
-            ("-m", "pytest", "-q", "--import-mode=append", "tests/test_gpu.py"),
+            ("-m", "pytest", "-q", "-o", "addopts=", "--import-mode=append", "tests/test_gpu.py"),  # in one process
             2,
             modules=("pytest",),
         )
