@@ -45,8 +45,15 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     common: dict[str, Any] = {"num_cpus": NODE_CPUS, "object_store_memory": 100_000_000, "include_dashboard": False}
-    two = Cluster(initialize_head=True, head_node_args={**common, "_system_config": RAY})
-    two.add_node(**common)
+    two = Cluster()
+    for settings in ({**common, "_system_config": RAY}, common):
+        for last in (False, False, True):
+            try:
+                two.add_node(**settings)
+                break
+            except Exception:  # Ray gives a node 30 s to start, and raises nothing more precise
+                if last:
+                    raise
     ray.init(address=two.address, log_to_driver=False)
     two.wait_for_nodes()
     yield two

@@ -53,7 +53,7 @@ class ClusterSettings(BaseModel):
     latency: str = Field("low,balanced,quality", description="latencies served, the usual one first")
     batch_sizes: tuple[int, ...] = Field((1,), description="see `semo serve --batch-sizes`; more than one pays on GPUs")
     portrait: Path | None = Field(None, description="photo that everybody may use, as portrait_id=default")
-    data: Path = Field(Path("semo-data"), description="folder of finished videos")
+    data: Path = Field(Path("semo-data"), description="finished videos: in it, each replica has a folder of its own")
     keys: Path | None = Field(None, description="file of API keys; without, only requests to localhost are served")
     origins: tuple[str, ...] = ()
     sessions_per_key: int = Field(4, ge=1, description="live sessions of one key on one replica")
@@ -85,7 +85,7 @@ class Replica:
     def __init__(self, fields: dict[str, Any]) -> None:
         from ray import serve
 
-        app = serve.get_replica_context().app_name
+        context = serve.get_replica_context()
         settings = ClusterSettings.model_validate(fields)
         opened = Bundle.open(settings.bundle)
         threads = settings.threads or max(int(settings.cpus), 1)
@@ -99,7 +99,7 @@ class Replica:
             observer=metrics,
         )
         limits = Settings(
-            data=settings.data,
+            data=settings.data / context.replica_id.unique_id,  # a server clears its folder when it starts
             keys=settings.keys,
             origins=settings.origins,
             sessions_per_key=settings.sessions_per_key,
@@ -107,7 +107,9 @@ class Replica:
         )
         service = PreparedService(engine, limits, metrics)
         per_key = (limits.portraits_per_key, max(limits.states_per_key, STATES_PER_SESSION * settings.sessions_per_key))
-        store = open_store(app, settings.portraits, per_key[0], settings.states, per_key[1] * settings.max_replicas)
+        store = open_store(
+            context.app_name, settings.portraits, per_key[0], settings.states, per_key[1] * settings.max_replicas
+        )
         service.portraits, service.states = SharedPortraits(store), SharedStates(store)
         if settings.portrait is not None:
             service.portraits.add(find_portrait(load_image(settings.portrait)), ANYBODY, DEFAULT)
