@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="the sheet to write: .jpg or .png")
     parser.add_argument("--bundle", default="semo-tiny")
     options = parser.parse_args(arguments)
-    with Animator(load_image(EXAMPLES / "portrait.jpg"), bundle=options.bundle) as first:
+    with Animator(load_image(EXAMPLES / "portrait.jpg"), bundle=options.bundle, provenance=False) as first:
         second = first.with_portrait(EXAMPLES / "portrait2.jpg")
         draw(list(cases(first, second, EXAMPLES / "speech.wav")), options.out)
 

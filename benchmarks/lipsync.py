@@ -153,7 +153,9 @@ def run(
     for clip, photo in zip(clip_paths, held_out(portraits, IMAGE_SUFFIXES, HELD_OUT_PORTRAITS, count), strict=True):
         try:
             if engines is None:
-                animator = engines = Animator(photo, bundle=bundle, backend=backend, precision=precision)
+                animator = engines = Animator(
+                    photo, bundle=bundle, backend=backend, precision=precision, provenance=False
+                )
             else:
                 animator = engines.with_portrait(photo)
         except InputError as error:

@@ -104,7 +104,9 @@ def run(
         raise InputError(f"fewer than 2 usable portraits or clips of a kind; left out: {left_out}")
     gallery = Gallery(out.with_name(f"{out.stem}_files") if out else None, videos)
     tools = _load_tools(opened, distances, meters)
-    with Animator(next(iter(people.values())), bundle=opened, backend=backend, precision=precision) as animator:
+    first = next(iter(people.values()))
+    # what is measured is the model, not its watermark
+    with Animator(first, bundle=opened, backend=backend, precision=precision, provenance=False) as animator:
         measured = _measure(animator, groups, people, tools, gallery, latency, seed, seconds, progress)
         engine = {"backend": animator.backend, "precision": animator.precision}
     names = {group: [clip.name for clip in chosen] for group, chosen in groups.items()}

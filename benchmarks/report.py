@@ -51,7 +51,7 @@ def update_readme(readme: str, results: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         ValueError: the page has no marker for a result, or one of them twice.
     """
-    from semo_sdk.benchmarks import fleet, latency, lipsync, load, quality_tables, sessions, throughput
+    from semo_sdk.benchmarks import fleet, latency, lipsync, load, quality_tables, sessions, throughput, watermark
 
     # marker -> benchmark that fills it, and how
     one: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -62,6 +62,7 @@ def update_readme(readme: str, results: Sequence[Mapping[str, Any]]) -> str:
         "quality": ("quality", quality_tables.readme),
         "throughput": ("throughput", throughput.markdown),
         "sessions": ("sessions", sessions.markdown),
+        "watermark": ("watermark", watermark.markdown),
     }
     shown = set()
     for marker in (*one, "fleet"):

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     with (
         Animator(options.portrait) as animator,
         animator.session(latency=options.latency) as session,  # the models are ready when this returns
-        VideoWriter(options.video, (256, 256)) as writer,
+        VideoWriter(options.video, (256, 256), seal=animator.provenance) as writer,  # signed: AI-generated
     ):
         begin = time.perf_counter()
         for piece in microphone(options.speech):

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from semo_sdk.motion import Motion
     from semo_sdk.pipeline.state import StreamState
     from semo_sdk.pipeline.stream import Chunk
+    from semo_sdk.provenance.signing import Signer
+    from semo_sdk.provenance.verify import Verification, verify
     from semo_sdk.session import Session
 
 __version__ = "0.1.0"
@@ -75,9 +77,12 @@ __all__ = [
     "SemoError",
     "Session",
     "SessionClosedError",
+    "Signer",
     "StreamState",
+    "Verification",
     "VideoError",
     "__version__",
+    "verify",
 ]
 
 _MODULES = {
@@ -89,7 +94,10 @@ _MODULES = {
     "Portrait": "semo_sdk.media.image",
     "SemoConfig": "semo_sdk.config",
     "Session": "semo_sdk.session",
+    "Signer": "semo_sdk.provenance.signing",
     "StreamState": "semo_sdk.pipeline.state",
+    "Verification": "semo_sdk.provenance.verify",
+    "verify": "semo_sdk.provenance.verify",
 }
 
 

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from semo_sdk.pipeline.motion import encode_motion
 from semo_sdk.pipeline.reference import Reference, encode_reference
 from semo_sdk.pipeline.state import StreamState
 from semo_sdk.pipeline.stream import Chunk, drain, draw, frames_in, speak, step
+from semo_sdk.provenance.policy import Provenance, Signer
 from semo_sdk.session import Session
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class Animator(Pretrained):
     >>> with Animator("portrait.jpg").session(latency="low") as session: ...         # live
 
     Finding the face and opening the engines happens here, so that bad input fails at once; graphs are compiled when
-    they are first needed.
+    they are first needed. Any number of sessions and clips may run on one animator, also in threads: they take turns.
 
-    Any number of sessions and clips may run on one animator at once, also in threads: they share one copy of the
-    weights, take turns graph by graph, and do not influence each other.
+    **Consent**: animate only people who agreed to it, or who do not exist, and say where you show it that it is
+    AI-generated. Frames carry a watermark that says so, files a signed C2PA manifest too; see docs/provenance.md.
 
     Args:
         portrait: path, bytes, PIL image or (H, W, 3) uint8 RGB array of a photo with a face, or a
@@ -62,6 +62,8 @@ class Animator(Pretrained):
         face_index: which face, when the photo has several: 0 is the largest.
         crop_scale: side of the square crop in face heights; the model was trained around 2.
         threads: CPU threads of the engines; None lets the backend choose.
+        provenance: True marks frames, and signs files with a certificate that is made on first use; a
+            :class:`~semo_sdk.Signer` signs with yours; False does neither: then saying it is up to you.
 
     Raises:
         ImageError: not a usable photo (``NoFaceError``, ``FaceTooSmallError``, ``AmbiguousFaceError``).
@@ -80,11 +82,13 @@ class Animator(Pretrained):
         face_index: int | None = None,
         crop_scale: float = 2.0,
         threads: int | None = None,
+        provenance: bool | Signer = True,
     ) -> None:
         opened = Bundle.open(bundle)
         found = _find(portrait, face_index, crop_scale)
         engines = load_engines(opened, backend=backend, precision=precision, threads=threads)
-        self._init(found, Graphs(engines, opened.config), owner=True)
+        marks = Provenance.of(opened, provenance) or False
+        self._init(found, Graphs(engines, opened.config, provenance=marks), owner=True)
         log.info("portrait %s, model %s on %s", self.portrait.photo.shape, opened.config.name, engines)
 
     def _init(self, portrait: Portrait, graphs: Graphs, *, owner: bool) -> None:
@@ -103,9 +107,7 @@ class Animator(Pretrained):
         return animator
 
     def with_portrait(self, portrait: Picture, *, face_index: int | None = None, crop_scale: float = 2.0) -> Animator:
-        """Another portrait on the same engines: no second copy of the weights.
-
-        Closing the new animator leaves the engines open; closing this one closes them for both.
+        """Another portrait on the same engines, which are closed with this animator, not with the new one.
 
         Raises:
             ImageError: not a usable photo.
@@ -126,6 +128,11 @@ class Animator(Pretrained):
     def precision(self) -> str:
         """Precision of the engines."""
         return self.graphs.precision
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """What frames and files carry, for ``VideoWriter(..., seal=animator.provenance)``; None if nothing."""
+        return self.graphs.provenance
 
     @property
     def reference(self) -> Reference:
@@ -156,10 +163,7 @@ class Animator(Pretrained):
         head_motion: float = 1.0,
         blink: float = 1.0,
     ) -> Session:
-        """A live session for speech of unknown length.
-
-        The first session of each latency takes some seconds to open: the graphs are compiled here, so that the first
-        chunk is not late.
+        """A live session for speech of unknown length. The first of each latency takes seconds to open: graphs compile.
 
         Args:
             latency: speech needed for a chunk: ``"quality"`` 640 ms, ``"balanced"`` 320 ms, ``"low"`` 160 ms. A
@@ -239,12 +243,9 @@ class Animator(Pretrained):
             ConfigError: an impossible setting.
         """
         pcm = load_audio(audio, sample_rate)
-        start = self._start(latency, seed, expressiveness=expressiveness, head_motion=head_motion, blink=blink).push(
-            pcm
-        )
-        frames = frames_in(len(pcm))
-        return Clip(
-            portrait=self.portrait,
+        begin = self._start(latency, seed, expressiveness=expressiveness, head_motion=head_motion, blink=blink)
+        start, frames = begin.push(pcm), frames_in(len(pcm))
+        return self._clip(
             frames=frames,
             chunks=lambda: drain(self.graphs, self.reference, start),
             motion=lambda: Motion(speak(self.graphs, self.reference, start), self.config.name),
@@ -308,8 +309,7 @@ class Animator(Pretrained):
         checked = (motion if isinstance(motion, Motion) else Motion(motion, self.config.name)).check(self.config)
         frames = len(checked)
         sound = None if audio is None else fit_audio(load_audio(audio, sample_rate), frames)
-        return Clip(
-            portrait=self.portrait,
+        return self._clip(
             frames=frames,
             chunks=lambda: draw(self.graphs, self.reference, checked.tokens, sound),
             motion=lambda: checked,
@@ -324,9 +324,7 @@ class Animator(Pretrained):
     def __enter__(self) -> Animator:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -335,6 +333,9 @@ class Animator(Pretrained):
             f"Animator(photo={width}x{height}, model={self.config.name!r}, backend={self.backend!r}, "
             f"precision={self.precision!r})"
         )
+
+    def _clip(self, **parts: Any) -> Clip:
+        return Clip(portrait=self.portrait, provenance=self.provenance, **parts)
 
     def _start(self, latency: str, seed: int = 0, **style: float | None) -> StreamState:
         return StreamState.start(self.config, self.reference.motion[0], latency=latency, seed=seed, **style)

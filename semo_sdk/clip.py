@@ -16,6 +16,7 @@ from semo_sdk.media.image import Portrait
 from semo_sdk.media.video import VideoWriter
 from semo_sdk.motion import Motion
 from semo_sdk.pipeline.stream import Chunk
+from semo_sdk.provenance.policy import Provenance
 
 __all__ = ["Clip", "Progress"]
 
@@ -45,6 +46,7 @@ class Clip:
         chunks: starts an iteration.
         motion: makes the motion tokens without drawing any frame.
         audio: (frames * 640,) float32 mono 16 kHz in [-1, 1], or None for a silent video.
+        provenance: what files carry, and frames that are pasted back; None if nothing.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class Clip:
         chunks: Callable[[], Iterator[Chunk]],
         motion: Callable[[], Motion],
         audio: np.ndarray | None,
+        provenance: Provenance | None,
     ) -> None:
         self.portrait = portrait
         self.audio = audio
         self._count = frames
         self._chunks = chunks
         self._plan = motion
+        self._provenance = provenance
 
     def __len__(self) -> int:
         """Frames."""
@@ -92,7 +96,8 @@ class Clip:
     ) -> Path:
         """Writes an MP4 (H.264, 25 frames a second, AAC sound) while the frames are made.
 
-        The file appears under its name only when it is complete.
+        It says that it is AI-generated, by a watermark and a signed C2PA manifest, unless the animator was made with
+        ``provenance=False``; see :func:`semo_sdk.verify`. The file appears under its name only when it is complete.
 
         Args:
             path: of the file.
@@ -106,6 +111,8 @@ class Clip:
         Raises:
             EncodeError: the file cannot be written.
             EngineError: the engine failed.
+            ConfigError: the certificate that signs the file cannot be used.
+            MissingDependencyError: c2pa-python, which signs it, does not work here.
         """
         start = time.perf_counter()
         done = 0
@@ -116,10 +123,10 @@ class Clip:
             shown, height, width = None, IMAGE_SIZE, IMAGE_SIZE
         with (
             _Reporter(progress, self._count) as report,
-            VideoWriter(path, (width, height), audio=self.audio) as writer,
+            VideoWriter(path, (width, height), audio=self.audio, seal=self._provenance) as writer,
         ):
             for chunk in self:
-                writer.write(shown.paster(chunk.frames) if shown else chunk.frames)
+                writer.write(pasted(shown, chunk, self._provenance) if shown else chunk.frames)
                 done += len(chunk)
                 report(done)
         seconds = time.perf_counter() - start
@@ -156,6 +163,12 @@ class _Reporter:
             self._bar.update(done - self._bar.n)
         elif callable(self._progress):
             self._progress(done, self._total)
+
+
+def pasted(portrait: Portrait, chunk: Chunk, provenance: Provenance | None) -> np.ndarray:
+    """(n, H, W, 3) uint8 RGB: a chunk's frames put back into the whole photo, which is marked as a whole."""
+    photos = portrait.paster(chunk.drawn)
+    return provenance.watermark(photos) if provenance else photos
 
 
 def fit_audio(audio: np.ndarray, frames: int) -> np.ndarray:

@@ -110,6 +110,15 @@ def random_model(config: SemoConfig) -> SemoModel:
     return model
 
 
+@pytest.fixture(scope="session", autouse=True)
+def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the key that signs videos is made: not in the home of whoever runs the tests."""
+    folder = tmp_path_factory.mktemp("config")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> SemoConfig:
     """Config of the tiny model."""

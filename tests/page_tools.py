@@ -90,7 +90,7 @@ def loud_mouth(crop: np.ndarray) -> Iterator[None]:
             frames = np.repeat(crop[None], count, axis=0)
             for frame, sound in zip(frames, np.array_split(chunk.audio, count), strict=True):
                 frame[MOUTH] = min(4 * float(np.sqrt(np.mean(np.square(sound)))), 1.0) * 255
-            made.append((replace(chunk, frames=frames), state))
+            made.append((replace(chunk, drawn=frames), state))
         return made
 
     with pytest.MonkeyPatch.context() as patch:

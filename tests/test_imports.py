@@ -16,7 +16,7 @@ SOURCES["semo_sdk.benchmarks"] = "benchmarks"
 MAX_LINES = 350
 
 BASE = {"constants", "errors", "config", "files"}
-RUNTIME = BASE | {"bundle", "media", "backends", "pipeline"}
+RUNTIME = BASE | {"bundle", "media", "backends", "provenance", "pipeline"}
 API = RUNTIME | {"hub", "motion", "session", "clip", "driving", "animator"}
 # Part of the package -> the parts that it may import. Imports point one way: no entry may lead back to itself.
 ALLOWED: dict[str, set[str]] = {
@@ -29,11 +29,12 @@ ALLOWED: dict[str, set[str]] = {
     "media": BASE,
     "models": BASE,
     "backends": BASE | {"bundle", "models"},  # models only inside backends/torch.py
-    "pipeline": BASE | {"backends"},
+    "provenance": BASE | {"bundle", "media"},
+    "pipeline": BASE | {"backends", "provenance"},
     "motion": BASE,
     "driving": BASE | {"media"},
     "session": BASE | {"media", "pipeline"},
-    "clip": BASE | {"media", "motion", "pipeline"},
+    "clip": BASE | {"media", "motion", "pipeline", "provenance"},
     "batch": API,
     "animator": RUNTIME | {"hub", "motion", "session", "clip", "driving"},
     "export": BASE | {"bundle", "backends", "models"},
@@ -48,7 +49,8 @@ ALLOWED: dict[str, set[str]] = {
 HEAVY = {"PIL", "cv2", "diffusers", "imageio_ffmpeg", "matplotlib", "onnx", "onnxruntime", "openvino", "safetensors"}
 HEAVY |= {"cuda", "scipy", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "torch", "tqdm", "whisper"}
 LIGHT = {"constants", "errors", "config", "bundle", "media", "backends", "pipeline", "motion", "driving", "session"}
-LIGHT |= {"batch", "clip", "hub", "animator", "doctor", "cli", "engines", "__init__"}
+HEAVY |= {"c2pa", "cryptography"}
+LIGHT |= {"provenance", "batch", "clip", "hub", "animator", "doctor", "cli", "engines", "__init__"}
 
 
 def modules() -> Iterator[tuple[str, str, Path]]:

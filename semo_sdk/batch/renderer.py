@@ -24,6 +24,7 @@ from semo_sdk.errors import AudioError, ImageError, InputError, SemoError
 from semo_sdk.files import write_text
 from semo_sdk.media.image import find_portrait, load_image
 from semo_sdk.pipeline.graphs import Graphs
+from semo_sdk.provenance.policy import Provenance
 
 __all__ = ["Model", "Renderer"]
 
@@ -40,6 +41,7 @@ class Model:
     backend: str = "auto"
     precision: str = "auto"
     threads: int | None = None
+    provenance: bool = True
 
 
 class Renderer:
@@ -120,7 +122,8 @@ class Renderer:
         if self._graphs is None:
             bundle, model = self._open_bundle(), self._model
             engines = load_engines(bundle, backend=model.backend, precision=model.precision, threads=model.threads)
-            self._graphs = Graphs(engines, bundle.config)
+            marks = Provenance.of(bundle, model.provenance) or False
+            self._graphs = Graphs(engines, bundle.config, provenance=marks)
         return self._graphs
 
     def _fingerprint(self, item: Item) -> str:

@@ -34,6 +34,7 @@ from semo_sdk.cli.batch import (
 from semo_sdk.cli.build import build
 from semo_sdk.cli.export import export
 from semo_sdk.cli.outcome import PASS_THROUGH, delegate, need, outcome
+from semo_sdk.cli.provenance import NoProvenance, SignCert, SignKey, chosen, verify
 from semo_sdk.cli.serve import register as register_serve
 from semo_sdk.cli.training import data_app, train_app
 from semo_sdk.constants import FPS
@@ -42,6 +43,7 @@ from semo_sdk.errors import ConfigError
 if TYPE_CHECKING:
     from semo_sdk.animator import Animator
     from semo_sdk.clip import Clip
+    from semo_sdk.provenance.signing import Signer
 
 app = typer.Typer(
     name="semo",
@@ -58,6 +60,7 @@ app.add_typer(bench_app, name="bench")
 register_serve(app)
 app.command()(build)
 app.command()(export)
+app.command()(verify)
 
 Photo = Annotated[Path, typer.Argument(help="photo of a face: jpg, png, webp...", show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="the MP4 to write")]
@@ -108,6 +111,9 @@ def animate(
     ] = None,
     head_motion: Annotated[float, typer.Option(help="how much the head moves: 0 still, 1 as the model does, 2")] = 1.0,
     blink: Annotated[float, typer.Option(help="how far the eyes close in a blink: 0 never, 1 wholly")] = 1.0,
+    no_provenance: NoProvenance = False,
+    sign_cert: SignCert = None,
+    sign_key: SignKey = None,
     batch: Manifest = None,
     out_dir: OutDir = None,
     ray: OnRay = False,
@@ -122,13 +128,17 @@ def animate(
         started = time.perf_counter()
         style = {"expressiveness": expressiveness, "head_motion": head_motion, "blink": blink}
         manner: dict[str, Any] = {"latency": latency, "seed": seed, **style}
-        given = typed(context)
+        given, marks = typed(context), chosen(no_provenance, sign_cert, sign_key)
         if batch is not None:
+            if not isinstance(marks, bool):
+                raise ConfigError(
+                    "with --batch SEMO_SIGN_CERT and SEMO_SIGN_KEY name your certificate, for all workers"
+                )
             animate_batch(
                 batch,
                 out_dir,
                 single=bool(given & {"photo", "speech", "output"}),
-                model={"bundle": bundle, "backend": backend, "precision": precision},
+                model={"bundle": bundle, "backend": backend, "precision": precision, "provenance": marks},
                 defaults={"face_index": face_index, "paste_back": paste_back, **manner},
                 ray=ray,
                 workers={"count": workers, "cpus": worker_cpus, "gpus": worker_gpus},
@@ -138,7 +148,7 @@ def animate(
             return
         if photo is None or speech is None or given & BATCH_ONLY:
             raise ConfigError("give PHOTO and SPEECH, or --batch MANIFEST --out-dir DIR; see semo animate --help")
-        with _animator(photo, bundle, backend, precision, face_index) as animator:
+        with _animator(photo, bundle, backend, precision, face_index, marks) as animator:
             clip = animator.from_audio(speech, **manner)
             _save(clip, output, paste_back, animator, started, as_json, quiet)
 
@@ -153,20 +163,31 @@ def reenact(
     precision: Precision = "auto",
     face_index: FaceIndex = None,
     paste_back: PasteBack = False,
+    no_provenance: NoProvenance = False,
+    sign_cert: SignCert = None,
+    sign_key: SignKey = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """A photo follows a face: PHOTO moves as the person in VIDEO does."""
     with outcome(as_json):
         started = time.perf_counter()
-        with _animator(photo, bundle, backend, precision, face_index) as animator:
+        marks = chosen(no_provenance, sign_cert, sign_key)
+        with _animator(photo, bundle, backend, precision, face_index, marks) as animator:
             _save(animator.reenact(video), output, paste_back, animator, started, as_json, quiet)
 
 
-def _animator(photo: Path, bundle: str, backend: str, precision: str, face_index: int | None) -> Animator:
+def _animator(
+    photo: Path, bundle: str, backend: str, precision: str, face_index: int | None, marks: bool | Signer
+) -> Animator:
     from semo_sdk.animator import Animator
 
-    return Animator(photo, bundle=bundle, backend=backend, precision=precision, face_index=face_index)
+    animator = Animator(
+        photo, bundle=bundle, backend=backend, precision=precision, face_index=face_index, provenance=marks
+    )
+    if animator.provenance is not None:
+        animator.provenance.check()  # before the speech is read and the graphs are compiled
+    return animator
 
 
 def _save(
@@ -252,6 +273,13 @@ def bench_sessions(context: typer.Context) -> None:
     """How many live sessions hold 25 frames a second, in one process."""
     with outcome():
         delegate("semo_sdk.benchmarks.sessions", context)
+
+
+@bench_app.command("watermark", context_settings=PASS_THROUGH, add_help_option=False)
+def bench_watermark(context: typer.Context) -> None:
+    """Watermark: bit errors after compression, resizing and cropping; false alarms; visibility; cost."""
+    with outcome():
+        delegate("semo_sdk.benchmarks.watermark", context)
 
 
 @bench_app.command("throughput", context_settings=PASS_THROUGH, add_help_option=False)

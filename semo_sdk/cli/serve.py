@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from semo_sdk.cli.outcome import need, outcome
+from semo_sdk.cli.provenance import NoProvenance, SignCert, SignKey, chosen
 from semo_sdk.errors import ConfigError
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -60,6 +61,9 @@ def serve(
     ice: Annotated[
         Path | None, typer.Option(help="JSON list of STUN and TURN servers for WebRTC beyond one network")
     ] = (None),
+    no_provenance: NoProvenance = False,
+    sign_cert: SignCert = None,
+    sign_key: SignKey = None,
     drain: Annotated[float, typer.Option(min=0, help="seconds that sessions may go on after SIGTERM")] = 30.0,
 ) -> None:
     """Serve a page, videos and live sessions over HTTP, WebSocket and WebRTC. Documentation is at /docs."""
@@ -73,6 +77,7 @@ def serve(
         from semo_sdk.bundle import Bundle
         from semo_sdk.media.image import find_portrait, load_image
         from semo_sdk.pipeline.graphs import Graphs
+        from semo_sdk.provenance.policy import Provenance
         from semo_sdk.serving.app import create_app
         from semo_sdk.serving.capacity import Capacity
         from semo_sdk.serving.engine import Engine
@@ -82,8 +87,11 @@ def serve(
         from semo_sdk.serving.settings import Settings, read_ice_servers
 
         opened = Bundle.open(bundle)
+        marks = Provenance.of(opened, chosen(no_provenance, sign_cert, sign_key))
+        if marks is not None:
+            marks.check()
         engines = load_engines(opened, backend=backend, precision=precision, threads=threads)
-        graphs, metrics = Graphs(engines, opened.config), Metrics()
+        graphs, metrics = Graphs(engines, opened.config, provenance=marks or False), Metrics()
         latencies = [name.strip() for name in latency.split(",")]
         engine = Engine(
             graphs,

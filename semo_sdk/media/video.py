@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from semo_sdk.constants import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from semo_sdk.errors import EncodeError, VideoError
 from semo_sdk.media.ffmpeg import Ffmpeg, local_file
 
-__all__ = ["VideoWriter", "read_video"]
+__all__ = ["Seal", "VideoWriter", "read_video"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,16 @@ TO_YUV = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int,"
     "setparams=color_primaries=bt709:color_trc=bt709"
 )
+
+
+class Seal(Protocol):
+    """Adds to a finished file what says how it was made, for example :class:`semo_sdk.provenance.policy.Provenance`."""
+
+    def check(self) -> None:
+        """Fails at once if :meth:`seal` would fail."""
+
+    def seal(self, source: Path, target: Path) -> None:
+        """Writes the MP4 ``source`` again as ``target``."""
 
 
 class VideoWriter:
@@ -50,18 +60,30 @@ class VideoWriter:
         size: width and height of the frames in pixels. An odd column or row at the end is cut off (yuv420p).
         audio: the whole sound, (n,) float in [-1, 1] at 16 kHz, if it is known beforehand. It is cut or filled
             with silence to exactly 640 samples a frame.
+        seal: signs the finished file before it appears; ``animator.provenance`` says that it is AI-generated.
 
     Raises:
         EncodeError: if the file cannot be written.
+        SemoError: what ``seal`` raises.
     """
 
-    def __init__(self, path: str | os.PathLike[str], size: tuple[int, int], *, audio: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        size: tuple[int, int],
+        *,
+        audio: np.ndarray | None = None,
+        seal: Seal | None = None,
+    ) -> None:
         self.path = Path(path)
         self.size = (int(size[0]), int(size[1]))
         self.frames = 0
         self._whole_audio = audio is not None
         self._samples = 0
         self._check_target()
+        self._seal = seal
+        if seal is not None:
+            seal.check()
         try:
             folder = Path(tempfile.mkdtemp(prefix=".semo-", dir=self.path.parent))
         except OSError as error:
@@ -171,6 +193,9 @@ class VideoWriter:
             if self._ffmpeg.wait():
                 raise self._failure("the encoder failed")
             finished = self._mux(has_sound)
+            if self._seal is not None:
+                self._seal.seal(finished, sealed := finished.with_name("sealed.mp4"))
+                finished = sealed
             os.replace(finished, self.path)
         except OSError as error:  # a full disk shows when buffers are flushed
             raise self._failure("it could not be finished", error) from error

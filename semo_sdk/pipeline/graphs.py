@@ -11,6 +11,7 @@ from semo_sdk.backends.base import Arrays, Engine, Shrinkable
 from semo_sdk.backends.device import DeviceEngine, Tensor, to_host
 from semo_sdk.config import SemoConfig
 from semo_sdk.errors import EngineError
+from semo_sdk.provenance.policy import Provenance
 
 __all__ = ["GraphStats", "Graphs"]
 
@@ -31,16 +32,24 @@ class Graphs:
 
     Attributes:
         wait: whether :meth:`on_device` returns only when the graph is done, so that :attr:`stats` tell its whole time.
+        provenance: what frames and files made with these graphs carry; None if nothing.
 
     Args:
         engines: graph name -> engine, for example what :func:`semo_sdk.backends.load_engines` returns, or a dict of
             :class:`semo_sdk.backends.fake.FakeEngine` in tests.
         config: the model that the engines belong to.
+        provenance: True marks everything with the config's name; False marks nothing.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], config: SemoConfig) -> None:
+    def __init__(
+        self, engines: Mapping[str, Engine], config: SemoConfig, *, provenance: Provenance | bool = True
+    ) -> None:
         self.engines = engines
         self.config = config
+        if isinstance(provenance, bool):
+            self.provenance = Provenance(config.name) if provenance else None
+        else:
+            self.provenance = provenance
         self.wait = False
         self._lock = threading.Lock()
         self._stats: dict[str, GraphStats] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from semo_sdk.pipeline.noise import normal
 from semo_sdk.pipeline.reference import Reference
 from semo_sdk.pipeline.render import launch_size, render
 from semo_sdk.pipeline.state import StreamState
+from semo_sdk.provenance.watermark import Watermark
 
 __all__ = [
     "Chunk",
@@ -41,21 +43,34 @@ class Chunk:
     """Some frames and exactly the sound that belongs to them.
 
     Attributes:
-        frames: (n, 256, 256, 3) uint8 RGB; every second one of n, where a pass was asked for half the frame rate.
+        drawn: (n, 256, 256, 3) uint8 RGB as the model drew them; every second one of n, where a pass was asked for
+            half the frame rate. :attr:`frames` are what is meant to be shown.
         audio: (n * 640,) float32 mono 16 kHz in [-1, 1]; zeros fill up the very last frame of the speech.
         motion: (n, D) float32 motion tokens of the frames.
         made: (n, D) float32, the same before :func:`~semo_sdk.pipeline.controls.adjust`: context of what follows.
         index: number of the first frame, from 0.
+        watermark: what marks the frames; None leaves them as they are.
     """
 
-    frames: np.ndarray
+    drawn: np.ndarray
     audio: np.ndarray
     motion: np.ndarray
     made: np.ndarray
     index: int
+    watermark: Watermark | None = None
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.drawn)
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """(n, 256, 256, 3) uint8 RGB, with the watermark that says that they are AI-generated."""
+        return self.drawn if self.watermark is None else self.watermark(self.drawn)
+
+    def frame(self, place: int) -> np.ndarray:
+        """(256, 256, 3) uint8 RGB: ``frames[place]``, without the time that marking the others takes."""
+        drawn: np.ndarray = self.drawn[place]
+        return drawn if self.watermark is None else self.watermark(drawn)
 
     @property
     def start_time(self) -> float:
@@ -68,7 +83,7 @@ class Chunk:
         return len(self.audio) / SAMPLE_RATE
 
     def __repr__(self) -> str:
-        return f"Chunk(start_time={self.start_time:.2f} s, duration={self.duration:.2f} s, frames={self.frames.shape})"
+        return f"Chunk(start_time={self.start_time:.2f} s, duration={self.duration:.2f} s, frames={self.drawn.shape})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,6 +271,7 @@ def step_batch(
     )
     # All three graphs are launched; only now anything is waited for.
     plans = _plans(checked(graphs, tokens), to_host(shown), sounds, hops, states)
+    watermark = graphs.provenance.watermark if graphs.provenance else None
     return [
         (
             Chunk(
@@ -264,6 +280,7 @@ def step_batch(
                 made.shown[: made.count],
                 made.tokens[: made.count],
                 made.index,
+                watermark,
             ),
             after,
         )
@@ -300,9 +317,10 @@ def draw(graphs: Graphs, reference: Reference, tokens: np.ndarray, sound: np.nda
         tokens: (n, D) float32.
         sound: (n * 640,) float32 that goes with them; None gives silence.
     """
+    watermark = graphs.provenance.watermark if graphs.provenance else None
     for number, start in enumerate(range(0, len(tokens), CHUNK_FRAMES)):
         part = tokens[start : start + CHUNK_FRAMES]
         frames = to_host(render(graphs, reference, part[None], seed=0, pass_index=number))[0]
         samples = slice(start * SAMPLES_PER_FRAME, (start + len(part)) * SAMPLES_PER_FRAME)
         audio = np.zeros(len(part) * SAMPLES_PER_FRAME, np.float32) if sound is None else sound[samples]
-        yield Chunk(frames, audio, part, part, start)
+        yield Chunk(frames, audio, part, part, start, watermark)

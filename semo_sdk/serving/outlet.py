@@ -67,7 +67,7 @@ class Outlet:
         chunk, utterance, sent = piece.chunk, piece.utterance, piece.sent
         sound = chunk.audio[sent * self._samples : (sent + 1) * self._samples]
         spoken = 0 if utterance is None else min(self._samples, piece.samples - sent * self._samples)
-        frame = Frame(chunk.frames[sent], sound, chunk.index + sent * self._every, utterance is not None, spoken)
+        frame = Frame(chunk.frame(sent), sound, chunk.index + sent * self._every, utterance is not None, spoken)
         piece.sent += 1
         if utterance is not None:
             utterance.played += spoken
@@ -97,10 +97,10 @@ class Outlet:
             cut, chunk = piece.sent + keep, piece.chunk
             state = self._after(piece, cut)
             if keep:
-                frames, tokens = chunk.frames[:cut], cut * self._every
+                drawn, tokens = chunk.drawn[:cut], cut * self._every
                 sound = chunk.audio[: cut * self._samples]
                 piece.chunk = replace(
-                    chunk, frames=frames, audio=sound, motion=chunk.motion[:tokens], made=chunk.made[:tokens]
+                    chunk, drawn=drawn, audio=sound, motion=chunk.motion[:tokens], made=chunk.made[:tokens]
                 )
                 kept.append(piece)
             break

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from semo_sdk.clip import fit_audio
+from semo_sdk.clip import fit_audio, pasted
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import CapacityError, EncodeError, SemoError
 from semo_sdk.files import write_text
@@ -189,9 +189,10 @@ class Videos:
                 video.status = "in_progress"
             portrait = stored.portrait
             height, width = portrait.photo.shape[:2] if paste_back else (IMAGE_SIZE, IMAGE_SIZE)
-            with VideoWriter(self._path(video), (width, height), audio=fit_audio(pcm, video.frames)) as writer:
+            provenance, sound = self._engine.graphs.provenance, fit_audio(pcm, video.frames)
+            with VideoWriter(self._path(video), (width, height), audio=sound, seal=provenance) as writer:
                 for chunk in recording.chunks():
-                    writer.write(portrait.paster(chunk.frames) if paste_back else chunk.frames)
+                    writer.write(pasted(portrait, chunk, provenance) if paste_back else chunk.frames)
                     with video.changed:
                         video.frames_done += len(chunk)
                         video.changed.notify_all()
