@@ -118,14 +118,14 @@ def test_keys_and_whose_is_what(tmp_path: Path, portrait: Portrait, portrait_pat
             entries = json.loads(file.read_text())["keys"]
             file.write_text(json.dumps({"keys": entries[1:]}))  # revoked
 
-            def refused() -> bool:
+            def revoked() -> bool:
                 try:
                     me.video(video["id"])
                 except ServerError as error:
                     return "API key" in str(error)
                 return False
 
-            wait_for(refused)  # the file is looked at now and then
+            wait_for(revoked)  # the file is looked at now and then
 
 
 def test_damaged_key_files_are_refused(tmp_path: Path) -> None:
