@@ -15,9 +15,16 @@ import pytest
 pytest.importorskip("livekit.agents")
 pytest.importorskip("pipecat")
 
-from tests.agents_tools import run
+from pipecat.transports import base_output
+
+from semo_sdk.animator import Animator
+from semo_sdk.serving import avatar
+from semo_sdk.serving import pipecat as adapter
+from semo_sdk.serving.engine import Engine
+from tests.agents_tools import run, virtual_engine
 from tests.test_livekit import Room
 from tests.test_pipecat import Screen
+from tests.virtual_time import run_virtually, virtual_clock
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
@@ -48,10 +55,20 @@ def test_the_livekit_agent(folder: None) -> None:
     assert len(listener.pictures) > 20 and np.abs(listener.heard).max() > 1000
 
 
-def test_the_pipecat_bot(folder: None) -> None:
+def test_the_pipecat_bot(folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In virtual time: a machine that makes 25 frames a second is not asked for."""
+    engines: list[Engine] = []
+
+    def measured(animator: Animator, latency: str) -> Engine:
+        engines.append(virtual_engine(animator))
+        return engines[0]
+
+    monkeypatch.setattr(avatar, "_measured", measured)
+    monkeypatch.setattr(Engine, "start", lambda engine: None)
+    virtual_clock(monkeypatch, adapter, base_output)
     names, screen = block("def bot"), Screen(video_out_is_live=True)
     assert names["PARAMS"].video_out_framerate == 25
-    run(names["bot"](screen))
+    run_virtually(names["bot"](screen), lambda: any(engine.step() for engine in engines))
     assert len(screen.pictures) > 20 and np.abs(screen.heard).max() > 1000
 
 
