@@ -133,7 +133,9 @@ def tiny_model(tiny_config: SemoConfig) -> SemoModel:
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_model: SemoModel, pytestconfig: pytest.Config) -> tuple[Path, ParityReport]:
+def exported(
+    tiny_model: SemoModel, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, ParityReport]:
     """That model as a bundle folder, made as the command line makes it from a checkpoint file, and the parity report.
 
     Torch takes more than a minute for it, so pytest's cache keeps it until something that takes part in it changes.
@@ -145,7 +147,8 @@ def exported(tiny_model: SemoModel, pytestconfig: pytest.Config) -> tuple[Path, 
     from semo_sdk.export import export_bundle
     from semo_sdk.models.checkpoint import save_checkpoint
 
-    bundles = pytestconfig.cache.mkdir("bundles")
+    cache = getattr(pytestconfig, "cache", None)  # there is none with -p no:cacheprovider
+    bundles = tmp_path_factory.mktemp("bundles") if cache is None else cache.mkdir("bundles")
     folder = bundles / f"{TINY.name}-{export_key()}"
     report = folder.with_suffix(".pickle")
     with FileLock(folder.with_suffix(".lock")):  # of two workers one exports, and the other waits
