@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,11 +15,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-
-pytest.importorskip("gradio")
-
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
 
 from semo_sdk import Animator
 from semo_sdk.backends import fake_engines
@@ -31,10 +27,10 @@ from tests.conftest import EXAMPLES, TINY
 from tests.page_tools import CHROMIUM, FLAGS
 
 FOLDER = EXAMPLES / "gradio"
-PHOTO, SPEECH = handle_file(EXAMPLES / "portrait2.jpg"), handle_file(EXAMPLES / "speech.wav")
 FRAMES = 125  # of the speech
 
-pytestmark = pytest.mark.slow
+# Importing gradio takes seconds, so it is imported where it is used.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio")]
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +72,12 @@ def web() -> Iterator[httpx.Client]:
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    return {
-        "photo": PHOTO,
-        "speech": SPEECH,
+    """What the page's inputs send; paths are uploaded."""
+    from gradio_client import handle_file
+
+    values = {
+        "photo": EXAMPLES / "portrait2.jpg",
+        "speech": EXAMPLES / "speech.wav",
         "consent": True,
         "expressiveness": 2.0,
         "head_motion": 1.0,
@@ -87,9 +86,12 @@ def settings(**changes: Any) -> dict[str, Any]:
         "seed": 0,
         "face": -1,
     } | changes
+    return {name: handle_file(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def test_the_video_plays_while_it_is_made(page: str, web: httpx.Client) -> None:
+    from gradio_client import Client
+
     job = Client(page, verbose=False, download_files=False).submit(**settings(), api_name="/animate")
     updates = list(job)
     playlist = next(value for value in walk(updates[0][0]) if value.startswith(page))  # known from the first piece on
@@ -169,12 +171,15 @@ def test_settings_make_another_video(app: ModuleType, animator: Animator, tmp_pa
     [
         ({"consent": False}, "agree"),
         ({"speech": None}, "Choose a photo"),
-        ({"speech": handle_file(EXAMPLES / "portrait.jpg")}, "no sound"),
-        ({"photo": handle_file(EXAMPLES / "speech.wav")}, ""),
+        ({"speech": EXAMPLES / "portrait.jpg"}, "no sound"),
+        ({"photo": EXAMPLES / "speech.wav"}, ""),
         ({"face": 5}, "face_index=5"),
     ],
 )
 def test_errors_say_what_to_do(page: str, change: dict[str, Any], message: str) -> None:
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
     client = Client(page, verbose=False)
     with pytest.raises(AppError, match=message):
         client.predict(**settings(**change), api_name="/animate")
