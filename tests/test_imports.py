@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ SOURCES = {"semo_sdk": "semo_sdk", "semo_sdk.export": "export", "semo_sdk.engine
 SOURCES["semo_sdk.benchmarks"] = "benchmarks"
 MAX_LINES = 350
 
-BASE = {"constants", "errors", "config", "files"}
+BASE = {"constants", "errors", "config", "files", "vino"}
 RUNTIME = BASE | {"bundle", "media", "backends", "provenance", "pipeline"}
 API = RUNTIME | {"hub", "motion", "session", "clip", "driving", "animator"}
 # Part of the package -> the parts that it may import. Imports point one way: no entry may lead back to itself.
@@ -23,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "constants": set(),
     "errors": set(),
     "files": set(),
+    "vino": set(),
     "config": {"constants", "errors"},
     "bundle": BASE,
     "hub": BASE | {"bundle"},
@@ -125,3 +128,16 @@ def test_the_runtime_imports_nothing_heavy_at_import_time(part: str, name: str, 
 def test_files_stay_small(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MAX_LINES, f"{path.name} has {lines} lines, at most {MAX_LINES} are allowed: split it"
+
+
+def test_openvino_does_not_call_home() -> None:
+    code = """
+import os, sys
+def refuse(*_):
+    raise AssertionError("a fork")
+os.fork = refuse
+from semo_sdk.vino import load_openvino
+print(load_openvino().Core().available_devices, "openvino_telemetry" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert run.stdout.split() == ["['CPU']", "False"], run.stderr

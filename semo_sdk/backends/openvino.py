@@ -23,6 +23,7 @@ from semo_sdk.backends.base import Arrays, GraphSpec
 from semo_sdk.backends.info import FLOAT32_GRAPHS, BackendInfo, check_names, check_precision
 from semo_sdk.bundle import Bundle
 from semo_sdk.errors import BackendUnavailableError, EngineError
+from semo_sdk.vino import load_openvino
 
 log = logging.getLogger(__name__)
 
@@ -148,12 +149,11 @@ def probe() -> BackendInfo:
         return BackendInfo(NAME, False, str(error), ())
     except RuntimeError as error:
         return BackendInfo(NAME, False, f"OpenVINO finds no CPU device: {_first_line(error)}", ())
-    import openvino
-
     arithmetic = "bf16" if has_bf16() else "fp32"
     if isa_limit():
         arithmetic += f" (the environment limits instruction sets to {isa_limit()})"
-    return BackendInfo(NAME, True, f"OpenVINO {openvino.__version__.split('-')[0]}, {arithmetic}", (f"CPU: {name}",))
+    version = load_openvino().__version__.split("-")[0]
+    return BackendInfo(NAME, True, f"OpenVINO {version}, {arithmetic}", (f"CPU: {name}",))
 
 
 def resolve_precision(precision: str, bundle: Bundle, *, variant: str = "") -> str:
@@ -190,10 +190,9 @@ def opener(
 @lru_cache(maxsize=1)
 def _core() -> Any:
     try:
-        import openvino
+        return load_openvino().Core()
     except ImportError as error:
         raise BackendUnavailableError(f"backend 'openvino' needs openvino ({error}): pip install semo-sdk") from error
-    return openvino.Core()
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from semo_sdk.vino import load_openvino
+
 __all__ = ["Face", "FaceDetector", "FaceMesh", "FaceTracker", "Landmarks", "mouth_opening", "warp_affine"]
 
 MODELS = Path(__file__).parent / "models"
@@ -79,9 +81,7 @@ def mouth_opening(points: np.ndarray) -> float:
 @functools.cache
 def _compiled(name: str, threads: int) -> Any:
     """The compiled network, once per process."""
-    import openvino
-
-    core = openvino.Core()
+    core = load_openvino().Core()
     model = core.read_model(MODELS / f"{name}.tflite")
     if model.inputs[0].partial_shape.is_dynamic:
         model.reshape([1, *[dim.get_length() for dim in list(model.inputs[0].partial_shape)[1:]]])

@@ -20,6 +20,7 @@ from semo_sdk.training.data import PuppetData, reference_frames
 from semo_sdk.training.puppet_driver import Driver
 from semo_sdk.training.puppet_geometry import STABLE
 from semo_sdk.training.teacher import directions
+from semo_sdk.vino import load_openvino
 
 CHANGE_WEIGHT = 3.0  # of how a face changes over time, against what it is: tokens are compared with each other
 RIDGE = 1e-6  # of the landmarks' variance in face heights: they tremble by about a thousandth
@@ -31,9 +32,7 @@ def load_face_mesh(mesh: FaceMesh, path: str | Path | None = None) -> None:
     Args:
         mesh: to fill. path: ``face_landmarks_detector.tflite``; by default the package's own copy.
     """
-    import openvino
-
-    model = openvino.Core().read_model(path or MODELS / "face_landmarks_detector.tflite")
+    model = load_openvino().Core().read_model(path or MODELS / "face_landmarks_detector.tflite")
     weights: list[tuple[Any, Any]] = []
     slopes = []
     for node in model.get_ordered_ops():
