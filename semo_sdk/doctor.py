@@ -24,12 +24,14 @@ PACKAGES = {
     "openvino": "",
     "imageio-ffmpeg": "",
     "pillow": "",
+    "c2pa-python": "",
     "onnxruntime": "ort",
     "onnxruntime-gpu": "ort-gpu",
     "torch": "export",
     "onnx": "export",
     "tensorrt": "tensorrt",
 }
+PARTS = ("ffmpeg", "bundle", "signing")
 # instruction sets that decide how fast a transformer runs on a CPU (Linux names)
 CPU_FEATURES = (
     "avx2",
@@ -66,16 +68,17 @@ def diagnose() -> dict[str, Any]:
     """Everything ``semo doctor`` shows.
 
     Returns:
-        The :func:`fingerprint`, plus ``backends``, ``ffmpeg``, ``bundle`` (each with ``ok`` and ``detail``),
-        ``missing`` (package -> extra) and ``ok``: whether ``semo animate`` can work here.
+        The :func:`fingerprint`, plus ``backends``, ``ffmpeg``, ``bundle``, ``signing`` (each with ``ok`` and
+        ``detail``), ``missing`` (package -> extra) and ``ok``: whether ``semo animate`` can work here.
     """
     report = fingerprint()
     report["backends"] = _backends()
     report["ffmpeg"] = _ffmpeg()
     report["bundle"] = _bundle()
+    report["signing"] = _signing()
     report["missing"] = {name: extra for name, extra in PACKAGES.items() if name not in report["packages"]}
     report["ok"] = bool(
-        any(backend["ok"] for backend in report["backends"]) and report["ffmpeg"]["ok"] and report["bundle"]["ok"]
+        any(backend["ok"] for backend in report["backends"]) and all(report[part]["ok"] for part in PARTS)
     )
     return report
 
@@ -94,7 +97,7 @@ def render(report: dict[str, Any]) -> str:
     lines += ["", "Backends"]
     lines += [_row(backend["ok"], backend["name"], backend["detail"]) for backend in report["backends"]]
     lines += ["", "Parts"]
-    lines += [_row(report[part]["ok"], part, report[part]["detail"]) for part in ("ffmpeg", "bundle")]
+    lines += [_row(report[part]["ok"], part, report[part]["detail"]) for part in PARTS]
     lines += [
         "",
         "Packages  " + "  ".join(f"{name} {version}" for name, version in report["packages"].items()),
@@ -191,6 +194,15 @@ def _ffmpeg() -> dict[str, Any]:
     if lacking:
         return {"ok": False, "detail": f"this ffmpeg has no encoder {' and '.join(lacking)}"}
     return {"ok": True, "detail": f"ffmpeg {imageio_ffmpeg.get_ffmpeg_version()}, H.264 and AAC"}
+
+
+def _signing() -> dict[str, Any]:
+    from semo_sdk.provenance.manifest import library
+
+    try:
+        return {"ok": True, "detail": f"manifests by c2pa {library().sdk_version()}"}
+    except SemoError as error:
+        return {"ok": False, "detail": str(error)}
 
 
 def _bundle() -> dict[str, Any]:

@@ -97,7 +97,12 @@ ATTACKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+SEARCHED = ("cropped and enlarged", "cut at one side", "with a border")  # like the other crop, which always runs
+
+
+@pytest.mark.parametrize(
+    "attack", [pytest.param(name, marks=pytest.mark.slow if name in SEARCHED else ()) for name in ATTACKS]
+)
 def test_the_mark_is_found_and_read_after(attack: str, marked: np.ndarray) -> None:
     found = detect(ATTACKS[attack](marked))
     assert found is not None and found.found
