@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,11 @@ LEADING = slice(POSE_SIZE, POSE_SIZE + 2)  # of expression: jaw and lips
 
 @torch.no_grad()
 def decoder_steps(model: SemoModel, clips: Sequence[Footage]) -> list[dict[str, float]]:
-    """PSNR, SSIM and sharpness (made / real) of reconstructions, and milliseconds a frame, by steps."""
+    """PSNR, SSIM and sharpness (made / real) of reconstructions by steps."""
     reference_graph, render = graph_modules(model)["reference"], model.render_frames
     rows = []
     for steps in DECODER_STEPS:
-        made, real, sharp, seconds = [], [], [], 0.0
+        made, real, sharp = [], [], []
         for clip in tqdm(clips, desc=f"decoder, steps {steps}"):
             latents, own, *rest = reference_graph(torch.from_numpy(clip.frames[:1].copy()))
             cache = rest.pop(0) if model.config.decoder.cache_reference else None
@@ -60,16 +59,14 @@ def decoder_steps(model: SemoModel, clips: Sequence[Footage]) -> list[dict[str, 
                     continue
                 motion = model.read_motion(torch.from_numpy(truth.copy()))[None]
                 noise = torch.randn(1, LENGTH, *latents.shape[1:]) if model.config.needs_noise else None
-                started = time.perf_counter()
                 frames = render(noise, latents, own, cache, appearance, maps, motion, steps=steps)[0].numpy()
-                seconds += time.perf_counter() - started
                 made.append(frames)
                 real.append(truth)
                 face = type(clip.face)(clip.face.mesh[first : first + LENGTH])
                 sharp.append(face_sharpness(frames, face) / max(face_sharpness(truth, face), 1e-9))
         a, b = np.concatenate(made), np.concatenate(real)
         scores = {"psnr": psnr(a, b).mean(), "ssim": ssim(a, b).mean(), "sharpness": np.mean(sharp)}
-        rows.append({"steps": steps, "frames": len(a), "ms": 1000 * seconds / len(a), **scores})
+        rows.append({"steps": steps, "frames": len(a), **scores})
     return [{key: round(float(value), 4) for key, value in row.items()} for row in rows]
 
 
@@ -108,15 +105,14 @@ def markdown(result: Mapping[str, Any]) -> str:
     """Both tables."""
     model, decoder, generator = (result[key] for key in ("model", "decoder", "generator"))
     d_rows = [
-        [f"{row['steps']:g}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['sharpness']:.2f}", f"{row['ms']:.0f}"]
-        for row in decoder
+        [f"{row['steps']:g}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['sharpness']:.2f}"] for row in decoder
     ]
     g_rows = [[f"{row['steps']:g}", f"{row['correlation']:.3f}", f"{row['range']:.2f}"] for row in generator]
     return "\n\n".join(
         [
             f"Steps of the decoder, shipped weights of {model['name']} ({model['fingerprint'][:12]}; exported with "
             f"{model['decoder_steps']}): {decoder[0]['frames']:g} frames of {result['clips']} real clips made again.",
-            table(["steps", "PSNR, dB", "SSIM", "sharpness, made / real", "ms a frame (torch, one core)"], d_rows),
+            table(["steps", "PSNR, dB", "SSIM", "sharpness, made / real"], d_rows),
             f"Steps of the generator, same weights (exported with {model['generator_steps']}, guidance "
             f"{model['guidance']:g}): jaw and lips of {generator[0]['clips']:g} held-out clips, from speech alone.",
             table(["steps", "correlation with the real clip", "range, made / real"], g_rows),

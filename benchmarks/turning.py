@@ -48,13 +48,16 @@ def turn(
 
     Returns:
         For each control ``effect`` (what is measured), ``strengths``, ``values`` (mean over portraits, one a strength)
-        and ``monotone``: whether each is larger than the one before.
+        and ``monotone``: whether each is larger than the one before. A model whose tokens are its own has the first
+        control only.
     """
     pcm = speech_of([speech], SPEECH)
-    values: dict[str, list[list[float]]] = {name: [] for name in STRENGTHS}
+    names = list(STRENGTHS) if animator.config.has_controls else ["expressiveness"]
+    values: dict[str, list[list[float]]] = {name: [] for name in names}
     for _, portrait in portraits:
         speaker = animator.with_portrait(portrait)
-        for name, strengths in STRENGTHS.items():
+        for name in names:
+            strengths = STRENGTHS[name]
             measure = EFFECTS[name][1]
             settings: list[dict[str, Any]] = [{name: strength} for strength in strengths]
             values[name].append([measure(follow(speaker.from_audio(pcm, seed=seed, **s).frames)) for s in settings])
