@@ -30,7 +30,7 @@ Write = Callable[..., Path]
 class LightBundle:
     """Stands for a bundle of a model that is quick on fake engines."""
 
-    config, fingerprint = LIGHT, "light"
+    name, config, fingerprint = LIGHT.name, LIGHT, "light"
 
 
 @pytest.fixture
