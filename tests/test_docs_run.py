@@ -48,6 +48,7 @@ ALONE = [words for words in COMMANDS if any(" ".join(words).startswith(c) for c 
 
 def stage(folder: Path) -> Path:
     """A folder with everything that pages take for granted."""
+    (folder / "secrets").mkdir()
     shutil.copytree(ROOT / "examples", folder / "examples")
     for name, source in (
         ("photo.jpg", "examples/portrait.jpg"),
