@@ -1,6 +1,6 @@
 """What the watermark survives, how often it is seen where it is not, and what it costs.
 
-    semo bench watermark --clips CLIPS --portraits PORTRAITS --json benchmarks/results/watermark.json
+    semo bench watermark --clips CLIPS --portraits PORTRAITS --json benchmarks/results/provenance/watermark.json
 
 - **survival**: generated videos are marked, written as ``Clip.save`` writes them, and compressed again, resized,
   cropped. For each: videos in which the mark was found, in which the right model was read, and wrong bits (of 30, each
