@@ -42,7 +42,7 @@ def test_python_blocks_run_as_they_stand(number: int, folder: Path, monkeypatch:
 
 
 def test_there_are_python_blocks_and_commands() -> None:
-    assert len(PYTHON) >= 4 and sum(line.startswith("semo ") for line in SHELL) >= 8
+    assert len(PYTHON) >= 3 and sum(line.startswith("semo ") for line in SHELL) >= 8
 
 
 def test_set_up_is_two_commands() -> None:
