@@ -119,9 +119,9 @@ def player(command: str | None) -> Iterator[IO[bytes] | None]:
         process.wait()
 
 
-def saved(chunks: Iterator[Chunk], path: str) -> Iterator[Chunk]:
-    """The same chunks, which also become a video."""
-    with VideoWriter(path, (IMAGE_SIZE, IMAGE_SIZE)) as writer:
+def saved(chunks: Iterator[Chunk], path: str, animator: Animator) -> Iterator[Chunk]:
+    """The same chunks, which also become a video, signed: AI-generated."""
+    with VideoWriter(path, (IMAGE_SIZE, IMAGE_SIZE), seal=animator.provenance) as writer:
         for chunk in chunks:
             writer.write(chunk.frames, chunk.audio)
             yield chunk
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None, screen: TextIO = sys.stdout) -> Non
         with Animator(options.portrait) as animator, player(options.player) as sound:
             chunks = animator.stream(options.speech)
             if options.save:
-                chunks = saved(chunks, options.save)
+                chunks = saved(chunks, options.save, animator)
             animator.warm_up()  # the models are ready before the screen is cleared
             screen.write(BEGIN)
             try:

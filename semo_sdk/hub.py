@@ -131,7 +131,10 @@ def _download(
 
 
 def _without_links(snapshot: Path) -> Path:
-    """The cache keeps links out of its folder, which engines do not follow: the same files beside it, hard-linked."""
+    """The cache keeps links out of its folder, which engines do not follow: copies of the files beside it.
+
+    No hard links: onnx refuses weights that have a second name.
+    """
     if not any(file.is_symlink() for file in snapshot.iterdir()):
         return snapshot
     plain = snapshot.parent.parent / "semo" / snapshot.name
@@ -139,17 +142,10 @@ def _without_links(snapshot: Path) -> Path:
         try:
             with replacing_folder(plain) as temporary:
                 for file in snapshot.iterdir():
-                    _link(file.resolve(), temporary / file.name)
+                    shutil.copyfile(file, temporary / file.name)
         except OSError as error:
             raise BundleError(f"the hub's cache {snapshot.parent.parent} cannot be written: {error}") from error
     return plain
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
 
 
 def save_pretrained(bundle: str | Path | Bundle, folder: str | os.PathLike[str], *, force: bool = False) -> Path:

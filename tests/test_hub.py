@@ -59,11 +59,11 @@ def test_what_is_not_there_is_said_clearly(cache: Path) -> None:
 
 
 def test_an_altered_file_in_the_cache_is_found(cache: Path) -> None:
-    load_pretrained("owner/model", cache_dir=cache, local_files_only=True)
-    weights = cache / "models--owner--model" / "snapshots" / COMMIT / "weights.safetensors"
+    weights = load_pretrained("owner/model", cache_dir=cache, local_files_only=True).weights_path
+    assert weights.stat().st_nlink == 1  # onnx reads no weights that have a second name
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
-    weights.resolve().write_bytes(bytes(data))
+    weights.write_bytes(bytes(data))
     with pytest.raises(BundleError, match=r"weights\.safetensors was altered"):
         load_pretrained("owner/model", cache_dir=cache, local_files_only=True)
 

@@ -23,6 +23,7 @@ from semo_sdk.bundle import Bundle
 from semo_sdk.errors import ConfigError, EngineError
 from semo_sdk.media.image import find_portrait, load_image
 from semo_sdk.pipeline.graphs import Graphs
+from semo_sdk.provenance.policy import Provenance
 from semo_sdk.serving.app import create_app
 from semo_sdk.serving.capacity import Capacity
 from semo_sdk.serving.engine import Engine
@@ -37,7 +38,7 @@ __all__ = ["ClusterSettings", "build"]
 
 STATES_PER_SESSION = 2  # of :class:`~semo_sdk.serving.client_lasting.LastingLive`
 SHORT_REQUESTS = 8  # that a replica takes beside its live sessions
-LOOK_BACK_SECONDS = 10.0
+LOOK_BACK_SECONDS = 20.0
 ROUTER = "semo_sdk.serving.ray_router.SessionRouter"
 
 
@@ -53,6 +54,7 @@ class ClusterSettings(BaseModel):
     latency: str = Field("low,balanced,quality", description="latencies served, the usual one first")
     batch_sizes: tuple[int, ...] = Field((1,), description="see `semo serve --batch-sizes`; more than one pays on GPUs")
     portrait: Path | None = Field(None, description="photo that everybody may use, as portrait_id=default")
+    provenance: bool = Field(True, description="a watermark in every frame, a signed manifest in every video")
     data: Path = Field(Path("semo-data"), description="finished videos: in it, each replica has a folder of its own")
     keys: Path | None = Field(None, description="file of API keys; without, only requests to localhost are served")
     origins: tuple[str, ...] = ()
@@ -92,7 +94,7 @@ class Replica:
         engines = load_engines(opened, backend=settings.backend, precision=settings.precision, threads=threads)
         metrics = Metrics()
         engine = Engine(
-            Graphs(engines, opened.config),
+            Graphs(engines, opened.config, provenance=Provenance.of(opened, settings.provenance) or False),
             sizes=settings.batch_sizes,
             latencies=[name.strip() for name in settings.latency.split(",")],
             capacity=Capacity(max_sessions=settings.sessions),
