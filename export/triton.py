@@ -13,9 +13,9 @@ from typing import Any
 from semo_sdk.backends.base import Dim, GraphSpec, graph_specs
 from semo_sdk.backends.engine_files import EngineManifest, bundle_differences, engine_sets, read_manifest
 from semo_sdk.bundle import CONFIG_FILE, Bundle
-from semo_sdk.errors import BundleError, ConfigError, EngineMismatchError, ExportError, MissingDependencyError
+from semo_sdk.errors import ConfigError, EngineMismatchError, ExportError, MissingDependencyError
 from semo_sdk.export.triton_config import chain_config, graph_config
-from semo_sdk.export.writer import sdk_version
+from semo_sdk.export.writer import check_replaceable, sdk_version
 from semo_sdk.files import replacing_folder
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def write_model_repository(
     if max_sequences < 1:
         raise ConfigError(f"max_sequences is {max_sequences}; give 1 or more")
     out = Path(out).absolute()
-    _refuse(out, force)
+    check_replaceable(out, force, MANIFEST_FILE, "was not written by semo export --triton")
     specs = graph_specs(bundle.config)
     found = None if engines is None else find_engines(bundle, engines, specs)
     batches = {graph: spec.axes["B"].max if found is None else found[1].max_sessions for graph, spec in specs.items()}
@@ -107,7 +107,7 @@ def write_model_repository(
         _write(folder / chain / "1", "model.py", MODEL_PY)
         _write(folder / chain / "1", CONFIG_FILE, bundle.config.model_dump_json(indent=2) + "\n")
         _write(folder, MANIFEST_FILE, json.dumps(told, indent=2) + "\n")
-        _refuse(out, force)
+        check_replaceable(out, force, MANIFEST_FILE, "was not written by semo export --triton")
     progress(f"triton: {out} is written")
     return told
 
@@ -203,14 +203,3 @@ def _fits(dim: Any, wanted: Dim, spec: GraphSpec) -> bool:
 def _write(folder: Path, name: str, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text, encoding="utf-8")
-
-
-def _refuse(out: Path, force: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not force:
-        raise BundleError(f"{out} exists already; choose another folder or pass force (--force) to replace it")
-    if not (out / MANIFEST_FILE).is_file():
-        raise BundleError(
-            f"{out} was not written by semo export --triton, so it is not replaced; choose another folder"
-        )

@@ -35,10 +35,10 @@ def bundle_folder(out: str | Path, *, force: bool = False) -> Iterator[Path]:
         BundleError: ``out`` exists and may not be replaced.
     """
     out = Path(out).absolute()
-    _refuse(out, force)
+    check_replaceable(out, force, MANIFEST_FILE, "is no bundle")
     with replacing_folder(out) as folder:
         yield folder
-        _refuse(out, force)
+        check_replaceable(out, force, MANIFEST_FILE, "is no bundle")
 
 
 def write_manifest(
@@ -69,10 +69,19 @@ def write_manifest(
     write_text(folder / MANIFEST_FILE, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
-def _refuse(out: Path, force: bool) -> None:
+def check_replaceable(out: Path, force: bool, mark: str, otherwise: str) -> None:
+    """Whether a folder may be written: it is new or empty, or ``force`` is given and it is what is written here.
+
+    Args:
+        out: the folder. force: replace it.
+        mark: a file that only such a folder has. otherwise: what to say of one without.
+
+    Raises:
+        BundleError: it may not.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not force:
         raise BundleError(f"{out} exists already; choose another folder or pass force (--force) to replace it")
-    if not (out / MANIFEST_FILE).is_file():
-        raise BundleError(f"{out} is no bundle, so it is not replaced; choose another folder")
+    if not (out / mark).is_file():
+        raise BundleError(f"{out} {otherwise}, so it is not replaced; choose another folder")

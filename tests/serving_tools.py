@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import wave
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from semo_sdk.errors import EngineError
 from semo_sdk.media.image import Portrait
 from semo_sdk.pipeline.graphs import Graphs
 from semo_sdk.serving.app import create_app
-from semo_sdk.serving.client import Client
+from semo_sdk.serving.client import Client, LiveEvent
 from semo_sdk.serving.engine import Engine
 from semo_sdk.serving.metrics import Metrics
 from semo_sdk.serving.server import Server
@@ -168,3 +168,26 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     assert set(answer.json()) == {"error"} and answer.json()["error"].keys() == {"message", "type", "param", "code"}
     error: dict[str, Any] = answer.json()["error"]
     return error
+
+
+def play(live: Any, pcm: np.ndarray, act: Callable[[list[Any]], None], pause: float = 0.1) -> list[Any]:
+    """Speaks, 100 ms of sound each `pause` seconds; `act` is called with all that has come, after each item."""
+    items: list[Any] = []
+
+    def speak() -> None:
+        for start in range(0, len(pcm), 1_600):
+            live.push(pcm[start : start + 1_600])
+            time.sleep(pause)
+        live.end()
+
+    thread = threading.Thread(target=speak)
+    thread.start()
+    end = time.monotonic() + LIMIT
+    for item in live:
+        assert time.monotonic() < end, "waited too long"
+        items.append(item)
+        act(items)
+        if isinstance(item, LiveEvent) and item.type == "speech.done":
+            break
+    thread.join(LIMIT)
+    return items

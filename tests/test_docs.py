@@ -111,12 +111,6 @@ def test_javascript_is_javascript(block: Block, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("block", blocks("yaml"), ids=ids)
-def test_yaml_is_yaml(block: Block) -> None:
-    yaml = pytest.importorskip("yaml")
-    assert list(yaml.safe_load_all(block.code))
-
-
 @pytest.mark.parametrize("block", blocks("sh"), ids=ids)
 def test_shell_commands_and_their_options_exist(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.run(["bash", "-n"], input=block.code, capture_output=True, text=True)

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from semo_sdk.errors import CapacityError
 from semo_sdk.media.audio import load_audio
 from semo_sdk.serving.client import Client, LiveEvent, LiveFrame
 from tests.conftest import EXAMPLES, random_speech
-from tests.serving_tools import LIMIT, wait_for, wav
+from tests.serving_tools import LIMIT, play, wait_for, wav
 
 # not imported here: it takes seconds, in every run of all tests
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")]
@@ -222,29 +222,6 @@ def session_host() -> int:
 
     wait_for(look)
     return found[0]
-
-
-def play(live: Any, pcm: np.ndarray, act: Callable[[list[Any]], None]) -> list[Any]:
-    """Speaks in real time; ``act`` is called with what has come, now and then."""
-    items: list[Any] = []
-
-    def speak() -> None:
-        for start in range(0, len(pcm), 1_600):
-            live.push(pcm[start : start + 1_600])
-            time.sleep(0.1)
-        live.end()
-
-    thread = threading.Thread(target=speak)
-    thread.start()
-    end = time.monotonic() + LIMIT
-    for item in live:
-        assert time.monotonic() < end, "waited too long"
-        items.append(item)
-        act(items)
-        if isinstance(item, LiveEvent) and item.type == "speech.done":
-            break
-    thread.join(LIMIT)
-    return items
 
 
 def test_a_session_outlives_its_replica_without_losing_a_sample(cluster: Any, address: str) -> None:

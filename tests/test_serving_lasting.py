@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from semo_sdk.serving.client import Client, ConnectionLostError, LiveEvent, Live
 from semo_sdk.serving.client_journal import Journal
 from semo_sdk.serving.client_lasting import LastingLive
 from tests.conftest import random_speech
-from tests.serving_tools import Running
+from tests.serving_tools import Running, play
 
 SOUND = np.ones(1_600, np.int16)
 
@@ -154,25 +152,15 @@ def cut(items: list[Any]) -> list[LiveFrame]:
 def test_a_session_whose_connection_breaks_goes_on(running: Running, save_seconds: float) -> None:
     pcm = (random_speech(32_000, seed=4) * 20_000).astype(np.int16)
     broken = False
-    items: list[Any] = []
     with running.client() as client, client.lasting(save_seconds=save_seconds) as live:
 
-        def speak() -> None:
-            for start in range(0, len(pcm), 1_600):
-                live.push(pcm[start : start + 1_600])
-                time.sleep(0.05)
-            live.end()
-
-        thread = threading.Thread(target=speak)
-        thread.start()
-        for item in live:
-            items.append(item)
-            if not broken and sum(isinstance(i, LiveFrame) and i.speaking for i in items) > 20:
+        def cut_off(items: list[Any]) -> None:
+            nonlocal broken
+            if not broken and sum(isinstance(item, LiveFrame) and item.speaking for item in items) > 20:
                 broken = True
                 live._live._socket.socket.shutdown(socket.SHUT_RDWR)  # no farewell
-            if isinstance(item, LiveEvent) and item.type == "speech.done":
-                break
-        thread.join(20)
+
+        items = play(live, pcm, cut_off, pause=0.05)
         states = client.request("GET", "/v1/states")["data"]
         assert len(states) <= 2
     with running.client() as client:

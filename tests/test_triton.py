@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tests.fake_triton")
+pytest.importorskip("tritonclient")
 pytest.importorskip("onnx")
 
 from semo_sdk.animator import Animator

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tests.fake_triton")
+pytest.importorskip("tritonclient")
 
 
 import onnx

@@ -16,7 +16,7 @@ from semo_sdk.pipeline.state import StreamState
 from semo_sdk.pipeline.stream import step, step_batch
 from semo_sdk.provenance.code import BITS, Payload, all_symbols, model_number
 from semo_sdk.provenance.detect import average, detect, search
-from semo_sdk.provenance.watermark import Watermark
+from semo_sdk.provenance.watermark import SIZES, Watermark
 from tests.conftest import Open, random_speech
 
 MODEL = "semo-tiny"
@@ -82,6 +82,13 @@ def test_frames_may_have_any_size(size: tuple[int, int]) -> None:
     made = Watermark(MODEL)(grey)
     assert made.shape == grey.shape and made.dtype == np.uint8
     assert abs(made.astype(int) - grey).max() < 10
+
+
+def test_photos_of_many_sizes_do_not_fill_the_memory() -> None:
+    mark = Watermark(MODEL)
+    for side in range(40, 40 + 3 * SIZES):
+        mark(np.zeros((1, side, side, 3), np.uint8))
+    assert mark._plan.cache_info().currsize == SIZES
 
 
 ATTACKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

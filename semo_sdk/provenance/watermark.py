@@ -5,6 +5,7 @@ Whole numbers only, and each frame by itself: the same frame gets the same mark 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from semo_sdk.provenance.code import KEY, TILE, Payload, model_number, tile
 
 __all__ = ["Watermark"]
 
+SIZES = 8  # of frames for which the pattern is kept: whole photos come in any size, and 12 MB of it for full HD
 TILES = IMAGE_SIZE // TILE  # across the short side of a frame
 FINE = 8  # samples of the pattern between two of the tile
 PEAK = 2.5  # standard deviations beyond which the pattern is cut
@@ -39,7 +41,7 @@ class Watermark:
     def __init__(self, model: str, *, key: bytes = KEY) -> None:
         self.payload = Payload(model_number(model))
         self.key = key
-        self._plans: dict[tuple[int, int], _Plan] = {}
+        self._plan = functools.lru_cache(SIZES)(self._make_plan)
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """Marked frames.
@@ -52,13 +54,14 @@ class Watermark:
         """
         frames = np.ascontiguousarray(frames)
         height, width = frames.shape[-3:-1]
-        plan = self._plans.get((height, width))
-        if plan is None:
-            plan = self._plans[height, width] = _plan(height, width, tile(self.payload, self.key, TILE * FINE))
+        plan = self._plan(height, width)
         marked = np.empty_like(frames)
         for frame, out in zip(frames.reshape(-1, height, width, 3), marked.reshape(-1, height, width, 3), strict=True):
             plan.mark(frame, out)
         return marked
+
+    def _make_plan(self, height: int, width: int) -> _Plan:
+        return _plan(height, width, tile(self.payload, self.key, TILE * FINE))
 
 
 @dataclass(frozen=True, eq=False)
