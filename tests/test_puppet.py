@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import ConfigError, VideoError
-from semo_sdk.media.face import FaceDetector, FaceMesh, mouth_opening
+from semo_sdk.media.face import mouth_opening
 
 cv2 = pytest.importorskip("cv2")
 pytest.importorskip("scipy")
@@ -19,104 +18,33 @@ pytest.importorskip("scipy")
 from semo_sdk.training import puppet, puppet_driver, puppet_geometry, puppet_mouth  # noqa: E402
 from semo_sdk.training.puppet_assets import Assets, prepare_assets  # noqa: E402
 from semo_sdk.training.puppet_dataset import main, motion_target, render_group  # noqa: E402
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-NAMES = ["portrait.jpg", "portrait2.jpg"]
-SIZE = 400  # pixels of both examples
-FRAMES = 12  # of the procedural clip
-
-
-def load(name: str) -> np.ndarray:
-    return np.asarray(Image.open(EXAMPLES / name).convert("RGB"))
-
-
-def mesh_of(image: np.ndarray) -> np.ndarray:
-    landmarks = FaceMesh()(image, FaceDetector()(image)[0])
-    assert landmarks is not None
-    return landmarks.points.astype(np.float64)
+from tests import puppet_tools  # noqa: E402
+from tests.puppet_tools import FRAMES, mesh_of, procedural_clip  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def meshes() -> np.ndarray:
-    return np.stack([mesh_of(load(name)) for name in NAMES])
+    return puppet_tools.meshes()
 
 
 @pytest.fixture(scope="module")
-def canonical(meshes: np.ndarray) -> np.ndarray:
-    return puppet_geometry.canonical_face(meshes[:, : puppet_geometry.MESH])
-
-
-def procedural_clip(mesh: np.ndarray, canonical: np.ndarray, seed: int, frames: int = FRAMES) -> np.ndarray:
-    """Landmarks (T, 478, 3) of a face that nods, opens its mouth and blinks."""
-    rng = np.random.default_rng(seed)
-    pose = puppet_geometry.fit_pose(mesh, canonical)
-    rest = puppet_geometry.frontal(mesh[: puppet_geometry.MESH], pose, canonical)
-    time = np.arange(frames) / frames * 2 * np.pi
-    talk, blink = np.clip(np.sin(time), 0, 1), np.clip(np.cos(time * 2 + seed) - 0.5, 0, 1)
-    out = []
-    for step in range(frames):
-        shape = rest + rng.normal(0, 2e-4, rest.shape)
-        below = np.clip((rest[:, 1] - rest[13, 1]) / 0.1, 0, 1)
-        below[puppet_geometry.UPPER_LIPS] = 0
-        below[puppet_geometry.LOWER_LIPS[:, 1:-1]] = 1
-        shape[:, 1] += 0.07 * talk[step] * below
-        for eye in (0, 1):
-            upper, lower = puppet_geometry.UPPER_LIDS[eye], puppet_geometry.LOWER_LIDS[eye]
-            shape[upper] += blink[step] * (rest[lower] - rest[upper])
-        moved = pose + np.array([0.05 * np.sin(time[step]), 0.05 * np.cos(time[step]), 0, 0, 2, 0])
-        points = puppet_geometry.from_canonical(shape, moved)
-        out.append(np.concatenate([points, np.zeros((478 - len(points), 3))]))
-    return np.asarray(out, np.float32)
+def canonical() -> np.ndarray:
+    return puppet_tools.canonical()
 
 
 @pytest.fixture(scope="module")
-def driver(meshes: np.ndarray, canonical: np.ndarray) -> puppet_driver.Driver:
-    clips = [procedural_clip(meshes[0], canonical, seed, frames=30) for seed in range(2)]
-    return puppet_driver.Driver.fit(clips, canonical)
+def driver() -> puppet_driver.Driver:
+    return puppet_tools.driver()
 
 
 @pytest.fixture(scope="module")
-def assets(
-    tmp_path_factory: pytest.TempPathFactory,
-    meshes: np.ndarray,
-    canonical: np.ndarray,
-    driver: puppet_driver.Driver,
-) -> Assets:
-    """One procedural clip (the example's photo, filmed) and both examples with their mirror images."""
-    folder = tmp_path_factory.mktemp("grid")
-    writer = cv2.VideoWriter(str(folder / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 25, (SIZE, SIZE))
-    for _ in range(FRAMES):
-        writer.write(load(NAMES[0])[..., ::-1])
-    writer.release()
-    np.save(folder / "clip.npy", procedural_clip(meshes[0], canonical, 0))
-    flesh = meshes[:, : puppet_geometry.MESH]
-    mirrored = flesh[:, puppet_geometry.mirror_pairs(canonical)] * np.array([-1, 1, 1]) + np.array([SIZE, 0, 0])
-    both = np.concatenate([flesh, mirrored])
-    return Assets(
-        driver=driver,
-        grid_dir=folder,
-        portraits_dir=EXAMPLES,
-        cache=folder,
-        train_clips=["clip"],
-        video_size=(SIZE, SIZE),
-        names=np.array(NAMES * 2),
-        mirrored=np.array([False, False, True, True]),
-        meshes=both,
-        poses=puppet_geometry.fit_pose(both, canonical),
-        sizes=np.full((4, 2), SIZE),
-    )
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    return puppet_tools.make_assets(tmp_path_factory.mktemp("grid"))
 
 
 @pytest.fixture(scope="module")
-def identities(meshes: np.ndarray, canonical: np.ndarray, driver: puppet_driver.Driver) -> list[puppet.Identity]:
-    people = []
-    for name, mesh in zip(NAMES, meshes, strict=True):
-        pose = puppet_geometry.fit_pose(mesh, canonical)
-        side = 2.0 * pose[3]
-        crop = puppet.square_crop(load(name), pose[4:6], side)
-        moved = (mesh - np.array([*(pose[4:6] - side / 2), 0])) * (IMAGE_SIZE / side)
-        people.append(puppet.make_identity(crop, moved, canonical, driver.opening))
-    return people
+def identities() -> list[puppet.Identity]:
+    return puppet_tools.make_identities()
 
 
 def test_pose_round_trip(canonical: np.ndarray) -> None:
