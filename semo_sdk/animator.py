@@ -24,7 +24,8 @@ from semo_sdk.motion import Motion
 from semo_sdk.pipeline.graphs import Graphs
 from semo_sdk.pipeline.motion import encode_motion
 from semo_sdk.pipeline.reference import Reference, encode_reference
-from semo_sdk.pipeline.state import StreamState
+from semo_sdk.pipeline.render import launch_size
+from semo_sdk.pipeline.state import StreamState, hop_of
 from semo_sdk.pipeline.stream import Chunk, drain, draw, frames_in, speak, step
 from semo_sdk.provenance.policy import Provenance, Signer
 from semo_sdk.session import Session
@@ -47,8 +48,9 @@ class Animator(Pretrained):
     >>> Animator("portrait.jpg").from_audio("speech.wav").save("talking.mp4")      # a file
     >>> with Animator("portrait.jpg").session(latency="low") as session: ...         # live
 
-    Finding the face and opening the engines happens here, so that bad input fails at once; graphs are compiled when
-    they are first needed. Any number of sessions and clips may run on one animator, also in threads: they take turns.
+    Finding the face and opening the engines happens here, so that bad input fails at once; graphs are compiled in the
+    background, each as soon as it is known to be needed. Any number of sessions and clips may run on one animator, also
+    in threads: they take turns.
 
     **Consent**: animate only people who agreed to it, or who do not exist, and say where you show it that it is
     AI-generated. Frames carry a watermark that says so, files a signed C2PA manifest too; see docs/provenance.md.
@@ -85,10 +87,11 @@ class Animator(Pretrained):
         provenance: bool | Signer = True,
     ) -> None:
         opened = Bundle.open(bundle)
-        found = _find(portrait, face_index, crop_scale)
+        photo = portrait if isinstance(portrait, Portrait) else load_image(portrait)
         engines = load_engines(opened, backend=backend, precision=precision, threads=threads)
-        marks = Provenance.of(opened, provenance) or False
-        self._init(found, Graphs(engines, opened.config, provenance=marks), owner=True)
+        graphs = Graphs(engines, opened.config, provenance=Provenance.of(opened, provenance) or False)
+        graphs.prepare("reference")  # while the face is found
+        self._init(_find(photo, face_index, crop_scale), graphs, owner=True)
         log.info("portrait %s, model %s on %s", self.portrait.photo.shape, opened.config.name, engines)
 
     def _init(self, portrait: Portrait, graphs: Graphs, *, owner: bool) -> None:
@@ -178,6 +181,7 @@ class Animator(Pretrained):
             ConfigError: an impossible setting.
             EngineError: the engine failed.
         """
+        self._prepare(latency)
         start = self._start(latency, seed, expressiveness=expressiveness, head_motion=head_motion, blink=blink)
         if latency not in self._warm:
             self.warm_up(latency)
@@ -203,17 +207,8 @@ class Animator(Pretrained):
         blink: float = 1.0,
     ) -> Iterator[Chunk]:
         """Chunks of a whole piece of speech, each as soon as it is made. Arguments as :meth:`from_audio`."""
-        return iter(
-            self.from_audio(
-                audio,
-                sample_rate=sample_rate,
-                latency=latency,
-                seed=seed,
-                expressiveness=expressiveness,
-                head_motion=head_motion,
-                blink=blink,
-            )
-        )
+        style: dict[str, Any] = {"expressiveness": expressiveness, "head_motion": head_motion, "blink": blink}
+        return iter(self.from_audio(audio, sample_rate=sample_rate, latency=latency, seed=seed, **style))
 
     def from_audio(
         self,
@@ -242,6 +237,7 @@ class Animator(Pretrained):
             AudioError: not usable as speech.
             ConfigError: an impossible setting.
         """
+        self._prepare(latency)
         pcm = load_audio(audio, sample_rate)
         begin = self._start(latency, seed, expressiveness=expressiveness, head_motion=head_motion, blink=blink)
         start, frames = begin.push(pcm), frames_in(len(pcm))
@@ -336,6 +332,9 @@ class Animator(Pretrained):
 
     def _clip(self, **parts: Any) -> Clip:
         return Clip(portrait=self.portrait, provenance=self.provenance, **parts)
+
+    def _prepare(self, latency: str) -> None:
+        self.graphs.prepare("motion", "audio", "render", N=launch_size(self.config, hop_of(latency)))
 
     def _start(self, latency: str, seed: int = 0, **style: float | None) -> StreamState:
         return StreamState.start(self.config, self.reference.motion[0], latency=latency, seed=seed, **style)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -185,6 +186,71 @@ def test_graphs_open_late_and_once(bundle: Bundle) -> None:
     assert list(engines._engines) == ["audio", "motion"]
     engines.close()
     engines.close()
+
+
+def compilers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("semo-compile")]
+
+
+def finish() -> None:
+    for thread in compilers():
+        thread.join()
+
+
+def test_graphs_compile_in_the_background_each_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    real = openvino.OpenVinoEngine.prepare
+
+    def prepare(engine: openvino.OpenVinoEngine, sizes: dict[str, int]) -> None:
+        asked.append((engine.spec.name, dict(sizes)))
+        real(engine, sizes)
+
+    monkeypatch.setattr(openvino.OpenVinoEngine, "prepare", prepare)
+    with load_engines(bundle, "openvino", threads=1) as engines:
+        for frames in (16, 16, 4):
+            engines.compile_ahead(["audio", "render"], {"B": 1, "N": frames})
+        finish()
+        # a graph without that axis is the same graph again
+        assert sorted(asked, key=str) == [
+            ("audio", {"B": 1, "N": 16}),
+            ("render", {"B": 1, "N": 16}),
+            ("render", {"B": 1, "N": 4}),
+        ]
+        engine = engines["audio"]
+        assert isinstance(engine, openvino.OpenVinoEngine) and len(engine._compiled) == 1
+        assert engine({"pcm": np.zeros((1, WINDOW_SAMPLES), np.float32)})["features"].shape == (1,)
+        assert len(engine._compiled) == 1
+
+
+def test_what_cannot_be_compiled_ahead_fails_at_the_call(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(engine: openvino.OpenVinoEngine) -> None:
+        raise EngineError("no such operator")
+
+    monkeypatch.setattr(openvino.OpenVinoEngine, "_read", refuse)
+    caplog.set_level(logging.DEBUG)
+    with load_engines(bundle, "openvino", threads=1) as engines:
+        engines.compile_ahead(["audio"], {"B": 1})
+        finish()
+        assert "graph audio does not compile ahead of its use: no such operator" in caplog.text
+        with pytest.raises(EngineError, match="no such operator"):
+            engines["audio"]
+
+
+def test_closing_waits_for_what_compiles_and_starts_nothing_more(bundle: Bundle) -> None:
+    engines = load_engines(bundle, "openvino", threads=1)
+    engines.compile_ahead(list(engines), {"B": 1, "N": 16})
+    engines.close()
+    finish()
+    with pytest.raises(EngineError, match="closed"):
+        engines["audio"]
+
+
+def test_other_backends_compile_on_the_thread_that_calls(bundle: Bundle) -> None:
+    with load_engines(bundle, "onnxruntime", threads=1) as engines:
+        engines.compile_ahead(list(engines), {"B": 1, "N": 16})
+        assert not compilers() and not engines._engines
 
 
 @pytest.mark.parametrize(

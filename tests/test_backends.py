@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import TensorProto, checker, helper, save
 
-from semo_sdk.backends.base import Axis, Engine, GraphSpec, TensorSpec
+from semo_sdk.backends import openvino
+from semo_sdk.backends.base import Axis, Engine, GraphSpec, Preparable, TensorSpec
 from semo_sdk.backends.device import DeviceArray, DeviceEngine, first, join
 from semo_sdk.backends.fake import FakeEngine
 from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
@@ -150,6 +153,46 @@ def test_openvino_keeps_few_shapes_compiled(model_path: Path) -> None:
         engine(feeds(1, frames))
     assert len(engine._compiled) == MAX_COMPILED
     engine(feeds(1, 1))  # was dropped, compiles again
+
+
+def test_openvino_compiles_ahead_of_the_first_call_and_once(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    core = openvino._core()
+
+    class Core:
+        read_model = staticmethod(core.read_model)
+
+        @staticmethod
+        def compile_model(model: Any, *settings: Any) -> Any:
+            compiled.append([list(port.shape) for port in model.inputs])
+            return core.compile_model(model, *settings)
+
+    engine = OpenVinoEngine(SPEC, model_path)
+    monkeypatch.setattr(openvino, "_core", Core)
+    assert isinstance(engine, Preparable) and not compiled
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(engine.prepare, {"B": 2, "N": 3}) for _ in range(4)]:
+            done.result()
+    assert compiled == [[[2, 3, 3], [2]]]
+    given = feeds(2, 3)
+    np.testing.assert_array_equal(engine(given)["bright"], given["frames"] * 2)
+    assert len(compiled) == 1
+    np.testing.assert_array_equal(engine(feeds(1, 4))["bright"], feeds(1, 4)["frames"] * 2)
+    assert len(compiled) == 2
+    engine.close()
+    engine.prepare({"B": 1, "N": 1})  # a background thread may come late
+    assert len(compiled) == 2
+
+
+def test_a_graph_whose_file_is_gone_runs_what_it_compiled(model_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "double.onnx"
+    path.write_bytes(model_path.read_bytes())
+    engine, given = OpenVinoEngine(SPEC, path), feeds(1, 2)
+    expected = engine(given)["sum"]
+    path.unlink()
+    np.testing.assert_array_equal(engine(given)["sum"], expected)
+    with pytest.raises(EngineError, match=r"OpenVINO cannot read .*double\.onnx"):
+        engine(feeds(1, 3))
 
 
 def test_fake_engine_follows_inputs_and_nothing_else() -> None:

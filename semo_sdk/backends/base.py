@@ -101,6 +101,19 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class Preparable(Protocol):
+    """An engine that compiles its graph for each combination of sizes, on any thread."""
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """Compiles for these sizes of the graph's axes, as the first call with them would.
+
+        Raises:
+            EngineError: a failure of the runtime beneath.
+        """
+        ...
+
+
+@runtime_checkable
 class Shrinkable(Protocol):
     """An engine that can do with less memory until it is called again."""
 

@@ -2,14 +2,16 @@
 
 Measured on a Zen 4 core with AVX512-BF16, rendering 16 frames of a model of semo-tiny's shape, in CPU milliseconds:
 bf16 328, f32 570 (ONNX Runtime f32 757), bf16 with dynamic shapes 368. So every input shape gets its own compiled
-model with static shapes. A compile costs 0.2 to 1.6 s, once; OpenVINO's disk cache would halve that for 130 MB a graph,
-so it is left off.
+model with static shapes. A compile costs 0.3 to 2.5 s of one core, once, and several may go on side by side. OpenVINO's
+disk cache would halve that, for 170 MB of disk and 50 MB of memory: it is left off (docs/performance.md).
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -57,12 +59,9 @@ class OpenVinoEngine:
         self._settings = cpu_settings("fp32" if exact else precision, threads)
         self._lock = threading.Lock()
         self._compiled: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
-        try:
-            self._model: Any = _core().read_model(str(path))
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot read {path}: {_first_line(error)}") from error
-        sides = (self._model.inputs, self._model.outputs)
-        check_names(spec, path, *([name for port in ports for name in port.names] for ports in sides))
+        self._closed = False
+        # Read here, so that a wrong file fails at once, and again for further shapes: a tenth of what compiling takes.
+        self._model: Any = self._read()
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Runs the graph once; the first call with new shapes compiles.
@@ -72,38 +71,65 @@ class OpenVinoEngine:
         """
         self.spec.check(feeds)
         with self._lock:
-            if self._model is None:
+            if self._closed:
                 raise EngineError(f"graph {self.spec.name!r}: the engine is closed")
+            request = self._request(tuple(feeds[t.name].shape for t in self.spec.inputs))
             try:
-                request = self._request(feeds)
                 # Inputs are read in place; outputs are copied, so that no caller holds a live buffer.
                 results = request.infer({name: np.ascontiguousarray(a) for name, a in feeds.items()}, share_inputs=True)
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO failed in graph {self.spec.name!r}: {_first_line(error)}") from error
             return {output.name: np.array(results[output.name]) for output in self.spec.outputs}
 
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """Compiles for these sizes of the axes, unless that is done.
+
+        Raises:
+            EngineError: OpenVINO cannot compile the graph.
+        """
+        shapes = tuple(tuple(sizes[d] if isinstance(d, str) else d for d in t.shape) for t in self.spec.inputs)
+        with self._lock:
+            if not self._closed:
+                self._request(shapes)
+
     def shrink(self) -> None:
         """Frees the compiled models; the next call compiles again."""
         with self._lock:
             self._compiled.clear()
+            _return_memory()
 
     def close(self) -> None:
         """Frees everything."""
         with self._lock:
             self._compiled.clear()
             self._model = None
+            self._closed = True
 
-    def _request(self, feeds: Mapping[str, np.ndarray]) -> Any:
-        key = tuple(feeds[t.name].shape for t in self.spec.inputs)
-        request = self._compiled.get(key)
+    def _read(self) -> Any:
+        try:
+            model = _core().read_model(str(self.path))
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot read {self.path}: {_first_line(error)}") from error
+        names = ([name for port in ports for name in port.names] for ports in (model.inputs, model.outputs))
+        check_names(self.spec, self.path, *names)
+        return model
+
+    def _request(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        """What runs inputs of these shapes, in the order of the spec."""
+        request = self._compiled.get(shapes)
         if request is None:
-            model = self._model.clone()
-            model.reshape({t.name: list(feeds[t.name].shape) for t in self.spec.inputs})
-            request = _core().compile_model(model, "CPU", self._settings).create_infer_request()
-            self._compiled[key] = request
+            model, self._model = self._model or self._read(), None
+            try:
+                model.reshape({t.name: list(shape) for t, shape in zip(self.spec.inputs, shapes, strict=True)})
+                request = _core().compile_model(model, "CPU", self._settings).create_infer_request()
+            except RuntimeError as error:
+                raise EngineError(f"OpenVINO cannot compile graph {self.spec.name!r}: {_first_line(error)}") from error
+            self._compiled[shapes] = request
+            del model
             if len(self._compiled) > MAX_COMPILED:
                 self._compiled.popitem(last=False)
-        self._compiled.move_to_end(key)
+            _return_memory()
+        self._compiled.move_to_end(shapes)
         return request
 
 
@@ -193,6 +219,12 @@ def _core() -> Any:
         return load_openvino().Core()
     except ImportError as error:
         raise BackendUnavailableError(f"backend 'openvino' needs openvino ({error}): pip install semo-sdk") from error
+
+
+def _return_memory() -> None:
+    """Gives back to the system what compiling has freed: glibc would keep it, for each thread that compiled."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,11 +10,11 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from semo_sdk.backends import fake, onnxruntime, openvino, tensorrt, torch
-from semo_sdk.backends.base import Engine, GraphSpec, graph_specs
+from semo_sdk.backends.base import Engine, GraphSpec, Preparable, graph_specs
 from semo_sdk.backends.info import BackendInfo, cuda_device_count
 from semo_sdk.bundle import Bundle
 from semo_sdk.config import SemoConfig
-from semo_sdk.errors import BackendUnavailableError, BundleError, ConfigError, EngineError
+from semo_sdk.errors import BackendUnavailableError, BundleError, ConfigError, EngineError, SemoError
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ BACKENDS: dict[str, ModuleType] = {m.NAME: m for m in (openvino, onnxruntime, to
 # Order of preference. TensorRT needs engines that `semo build` made for this very machine.
 ON_GPU = (tensorrt.NAME, onnxruntime.NAME, torch.NAME)
 ON_CPU = (openvino.NAME, onnxruntime.NAME, torch.NAME)
+COMPILERS = 2  # graphs that compile side by side; four were no faster on two cores, and need 35 MiB more
 _said: set[str] = set()  # what was passed over, once for each process
 
 
@@ -33,6 +34,9 @@ class EngineSet(Mapping[str, Engine]):
         backend: "openvino", "onnxruntime", "torch", "tensorrt" or "fake".
         precision: arithmetic: "fp32", "bf16" or "fp16".
         reason: why this backend and precision were chosen.
+
+    Args:
+        ahead: whether the engines may be opened and compiled on other threads than those that call them.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class EngineSet(Mapping[str, Engine]):
         backend: str,
         precision: str,
         reason: str,
+        ahead: bool = False,
     ) -> None:
         self.specs = dict(specs)
         self.backend = backend
@@ -52,6 +57,9 @@ class EngineSet(Mapping[str, Engine]):
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._ahead = ahead
+        self._begun: set[tuple[str, tuple[tuple[str, int], ...]]] = set()
+        self._compilers = threading.Semaphore(COMPILERS)
 
     def __getitem__(self, name: str) -> Engine:
         spec = self.specs[name]
@@ -75,6 +83,28 @@ class EngineSet(Mapping[str, Engine]):
         """Opens graphs ahead of their first use; all of them without ``names``."""
         for name in self.specs if names is None else names:
             self[name]
+
+    def compile_ahead(self, names: Iterable[str], sizes: Mapping[str, int]) -> None:
+        """Begins to compile graphs for these sizes of their axes, in the background and once; returns at once.
+
+        Whoever calls such a graph waits for it; what fails here fails there again, and is told there. Backends that
+        compile nothing, or nothing on other threads (CUDA), do it at the call as ever.
+        """
+        for name in names if self._ahead else ():
+            job = (name, tuple((axis, sizes[axis]) for axis in sorted(self.specs[name].axes)))
+            if job not in self._begun:
+                self._begun.add(job)
+                # no daemon: a process that ends inside a compiler crashes
+                threading.Thread(target=self._compile, args=(name, sizes), name=f"semo-compile-{name}").start()
+
+    def _compile(self, name: str, sizes: Mapping[str, int]) -> None:
+        with self._compilers:
+            try:
+                engine = self[name]
+                if isinstance(engine, Preparable):
+                    engine.prepare(sizes)
+            except SemoError as error:
+                log.debug("graph %s does not compile ahead of its use: %s", name, error)
 
     def close(self) -> None:
         """Closes every engine; calling it twice is fine."""
@@ -159,7 +189,8 @@ def _open(
     reason += f"; {chosen} " + ("asked for" if precision == chosen else "is its best on this machine")
     open_graph: Callable[[GraphSpec], Engine] = module.opener(bundle, chosen, threads, **where)
     log.info("backend %s, precision %s (%s)", backend, chosen, reason)
-    return EngineSet(specs, open_graph, backend=backend, precision=chosen, reason=reason)
+    ahead = name == openvino.NAME
+    return EngineSet(specs, open_graph, backend=backend, precision=chosen, reason=reason, ahead=ahead)
 
 
 def fake_engines(config: SemoConfig, *, seed: int = 0, graphs: Sequence[str] | None = None) -> EngineSet:

@@ -97,6 +97,17 @@ class Graphs:
             self._stats[name] = GraphStats(before.launches + 1, before.seconds + seconds)
         return outputs
 
+    def prepare(self, *names: str, **sizes: int) -> None:
+        """Begins to compile graphs for one session in the background, where the engines do that; returns at once.
+
+        Args:
+            names: graphs; their first launches wait for them.
+            sizes: of their other axes, for example ``N=16``.
+        """
+        ahead = getattr(self.engines, "compile_ahead", None)
+        if ahead is not None:
+            ahead(names, {"B": 1, **sizes})
+
     def shrink(self, name: str) -> None:
         """Frees what a graph that is not needed for now holds in memory, where its engine can."""
         with self._lock:
