@@ -16,7 +16,7 @@ from semo_sdk.errors import CheckpointError, ConfigError, InputError
 from semo_sdk.media.audio import load_audio
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
 from semo_sdk.pipeline.features import extend_window
-from semo_sdk.training import autoencoder, generator, motion_data, teacher
+from semo_sdk.training import autoencoder, generator, motion_data, motion_prepare, teacher
 from semo_sdk.training.data import PuppetData, offsets_from, open_mouth, read_ahead, source_points, turn_back
 from semo_sdk.training.loop import LoopConfig
 from semo_sdk.training.puppet_dataset import motion_target
@@ -244,13 +244,13 @@ def test_second_stage_from_clips_to_a_whole_model(puppets: Path, trained: Path, 
     )
     model, _ = load_checkpoint(trained / "autoencoder.safetensors")
     data = tmp_path / "motion"
-    held, motion_data.HELD_OUT_CLIPS = motion_data.HELD_OUT_CLIPS, 2
+    held, motion_prepare.HELD_OUT_CLIPS = motion_prepare.HELD_OUT_CLIPS, 2
     try:
-        motion_data.prepare(
-            model, grid, puppets, data, taught=taught, clips=2, held_out=2, groups=2, identities=2, windows=5
+        motion_prepare.prepare(
+            model, grid, puppets, data, taught=taught, held_out=2, groups=2, identities=2, windows=5
         )
     finally:
-        motion_data.HELD_OUT_CLIPS = held
+        motion_prepare.HELD_OUT_CLIPS = held
     loaded = motion_data.MotionData(data)
     assert len(loaded.held_out) == 2
     batch = loaded.batch(np.random.default_rng(0), 8)

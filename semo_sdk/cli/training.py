@@ -76,23 +76,24 @@ def data_motion(
     clips: Annotated[Path | None, typer.Option(help="the videos that `semo data puppet` was given")] = None,
     puppets: Annotated[Path | None, typer.Option(help="what `semo data puppet` wrote")] = None,
     encode: Annotated[bool, typer.Option(help="motion from the first stage's encoder, not from the teacher")] = False,
-    seed: Annotated[int, typer.Option(help="of crops and speech windows")] = 0,
+    spoken: Annotated[int, typer.Option(min=0, help="recordings of synthetic voices to add; needs flite")] = 0,
+    seed: Annotated[int, typer.Option(help="of crops, speech windows and sentences")] = 0,
 ) -> None:
     """Motion and speech features, made once with the first stage: of --videos, or of --clips and --puppets."""
     with outcome():
         need("train", "torch", "safetensors", "cv2")
         from semo_sdk.models.checkpoint import load_checkpoint
         from semo_sdk.training.loop import best_device
-        from semo_sdk.training.motion_data import prepare
+        from semo_sdk.training.motion_prepare import prepare
         from semo_sdk.training.videos_motion import prepare_motion
 
         model, _ = load_checkpoint(autoencoder)
-        if videos is not None and clips is None and puppets is None:
+        if videos is not None and clips is None and puppets is None and not spoken:
             prepare_motion(model.to(best_device()), videos, out, seed=seed)
         elif videos is None and clips is not None and puppets is not None:
-            prepare(model, clips, puppets, out, taught=not encode, seed=seed)
+            prepare(model.to(best_device()), clips, puppets, out, taught=not encode, spoken=spoken, seed=seed)
         else:
-            raise ConfigError("give either --videos, or --clips and --puppets")
+            raise ConfigError("give either --videos, or --clips and --puppets (and with these --spoken)")
         typer.echo(f"{out}: written", err=True)
 
 

@@ -65,7 +65,7 @@ def rollout_correlation(generator: MotionGenerator, data: MotionData, *, steps: 
     Returns:
         ``matched``: mean correlation over clips of the leading two expression coefficients (jaw and lips; of the
         leading two principal components of the tokens where motion is not taught); ``mismatched``: the same against
-        the next clip's speech, the floor.
+        the next clip's speech, the floor; ``spoken``: as ``matched``, for synthetic speech, where the data has some.
     """
     truths, results = [], []
     device = generator.mean.device
@@ -88,13 +88,19 @@ def rollout_correlation(generator: MotionGenerator, data: MotionData, *, steps: 
         axes = torch.linalg.svd(torch.cat(truths) - torch.cat(truths).mean(0), full_matrices=False).Vh[:2].T
         leading = [(x @ axes for x in xs) for xs in (truths, results)]
     real, made = (list(xs) for xs in leading)
-    scores: dict[str, list[float]] = {"matched": [], "mismatched": []}
-    for i, truth in enumerate(real):
-        for name, other in (("matched", made[i]), ("mismatched", made[(i + 1) % len(made)])):
-            length = min(len(truth), len(other))
-            pairs = zip(truth[:length].T, other[:length].T, strict=True)
-            scores[name].append(float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs])))
-    return {name: float(np.mean(values)) for name, values in scores.items()}
+    filmed = [i for i, row in enumerate(data.held_out) if not row.spoken]
+    scores = {
+        "matched": [_correlation(real[i], made[i]) for i in filmed],
+        "mismatched": [_correlation(real[i], made[j]) for i, j in zip(filmed, [*filmed[1:], filmed[0]], strict=True)],
+        "spoken": [_correlation(real[i], made[i]) for i, row in enumerate(data.held_out) if row.spoken],
+    }
+    return {name: float(np.mean(values)) for name, values in scores.items() if values}
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    """Mean Pearson correlation of the columns of (T, 2) and (L, 2), over the rows both have."""
+    length = min(len(a), len(b))
+    return float(np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a[:length].T, b[:length].T, strict=True)]))
 
 
 def train(

@@ -1,8 +1,7 @@
-"""Data of the second stage: motion and speech features of clips, made once.
+"""Data of the second stage: samples of motion and of the speech features that were heard at the same time.
 
-With taught tokens (see :mod:`semo_sdk.training.teacher`) motion is pose and expression of filmed clips, and each sample
-places the face anew in the crop. Otherwise motion is encoded by a frozen first stage from filmed clips and from puppet
-groups: the same speech with other faces, so that the generator learns to keep whatever its reference shows.
+With taught tokens (see :mod:`semo_sdk.training.teacher`) motion is pose and expression, and each sample places the face
+anew in the crop. :mod:`semo_sdk.training.motion_prepare` writes what is read here.
 """
 
 from __future__ import annotations
@@ -16,17 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, FPS, SAMPLES_PER_FRAME, WINDOW_SAMPLES
+from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES
 from semo_sdk.errors import InputError
-from semo_sdk.files import replacing, write_text
-from semo_sdk.models.semo import SemoModel
-from semo_sdk.models.whisper import fingerprint
-from semo_sdk.training.data import PuppetData
 from semo_sdk.training.teacher import POSE_SIZE, UNITS, directions, read
 
-HELD_OUT_CLIPS = 60  # the last by name: see semo_sdk.training.puppet_dataset
 CROP = (1.6, 2.2)  # side of the crop in face heights
 
 
@@ -37,6 +30,7 @@ class Sequence:
     Attributes:
         clip: row in ``features`` and ``ends``. first: its first frame's number in the clip.
         start, length: rows in ``motion``. reference: row of a still of the same face, or -1 for any of its frames.
+        spoken: by a synthetic voice.
     """
 
     clip: int
@@ -45,127 +39,11 @@ class Sequence:
     length: int
     reference: int
     held_out: bool
-
-
-@torch.no_grad()
-def prepare(
-    model: SemoModel,
-    grid: Path,
-    puppets: Path,
-    out: Path,
-    *,
-    taught: bool = True,
-    clips: int = 480,
-    held_out: int = 10,
-    groups: int = 100,
-    identities: int = 4,
-    windows: int = 24,
-    seed: int = 0,
-) -> None:
-    """Collects motion and speech features.
-
-    Args:
-        model: of the first stage: its Whisper encoder, and its motion encoder unless ``taught``.
-        grid: folder of filmed clips. puppets: folder of rendered groups, with the driver's landmarks.
-        out: folder to write. taught: motion from the driver's landmarks, not from the motion encoder.
-        clips, held_out: filmed clips to take for training, and of the held-out ones for validation.
-        groups, identities: puppet groups, and faces of each, when encoding. windows: speech windows of each clip.
-
-    Raises:
-        InputError: no clips, or too few held-out ones.
-    """
-    rng = np.random.default_rng(seed)
-    names = sorted(p.stem for p in grid.glob("*.mp4"))
-    if len(names) <= HELD_OUT_CLIPS:
-        raise InputError(f"{grid} has {len(names)} clips; more than {HELD_OUT_CLIPS} are needed")
-    training, held = names[:-HELD_OUT_CLIPS], names[-HELD_OUT_CLIPS:][:held_out]
-    source = _taught_motion(puppets) if taught else None
-    if source is not None:
-        training, held = [n for n in training if n in source], [n for n in held if n in source]
-    filmed = [str(n) for n in rng.permutation(training)[:clips]]
-    puppet_data = None if taught else PuppetData(puppets).part(0, groups)
-    wanted = [] if puppet_data is None else [str(puppet_data.meta(i)["clip"]) for i in range(len(puppet_data))]
-    order = list(dict.fromkeys([*filmed, *wanted, *held]))
-    motion: list[np.ndarray] = []
-    rows: list[Sequence] = []
-    count = 0
-
-    def add(rows_of_motion: np.ndarray, clip: str, first: int, *, reference: bool) -> None:
-        nonlocal count
-        still, length = int(reference), len(rows_of_motion)
-        place = count if reference else -1
-        rows.append(Sequence(order.index(clip), first, count + still, length - still, place, clip in held))
-        motion.append(rows_of_motion.astype(np.float16))
-        count += length
-
-    for name in tqdm([*filmed, *held], desc="filmed clips", unit="clip"):
-        if source is not None:
-            add(source[name], name, 0, reference=False)
-            continue
-        crops = filmed_crops(grid / f"{name}.mp4", puppets / "driver" / f"{name}.npy", rng)
-        add(encode(model, crops).numpy(), name, 0, reference=False)
-    for i, name in enumerate(tqdm(wanted, desc="puppet groups", unit="group", disable=taught)):
-        assert puppet_data is not None
-        data, first = puppet_data.open(i), int(str(puppet_data.meta(i)["first"]))
-        for k in rng.permutation(len(data["frames"]))[:identities]:
-            add(encode(model, np.array(data["frames"][k])).numpy(), name, first, reference=True)
-    ends, features = [], []
-    for name in tqdm(order, desc="speech", unit="clip"):
-        end, feature = speech_windows(model, grid / f"{name}.mp4", windows, rng, every_pass=name in held)
-        ends.append(end)
-        features.append(feature)
-    write_motion(out, model, rows, motion, ends, features, taught=taught)
-
-
-def write_motion(
-    out: Path,
-    model: SemoModel,
-    rows: list[Sequence],
-    motion: list[np.ndarray],
-    ends: list[np.ndarray],
-    features: list[np.ndarray],
-    *,
-    taught: bool,
-) -> None:
-    """Writes what :class:`MotionData` reads: sequences, their motion, and speech windows of each clip."""
-    out.mkdir(parents=True, exist_ok=True)
-    arrays = {"motion": np.concatenate(motion), "ends": np.stack(ends), "features": np.stack(features)}
-    for key, array in arrays.items():
-        with replacing(out / f"{key}.npy") as temporary:
-            np.save(temporary, array)
-    index = {
-        "taught": taught,
-        "width": model.config.motion_dim,
-        "speech": fingerprint(model.whisper),
-        "sequences": [vars(r) for r in rows],
-    }
-    write_text(out / "sequences.json", json.dumps(index))
-
-
-def _taught_motion(puppets: Path) -> dict[str, np.ndarray]:
-    """Pose and expression (T, 30) of each filmed clip, place and size counted in face heights from the clip's median.
-
-    Raises:
-        InputError: the puppet's driver cache is missing.
-    """
-    path = puppets / "driver_cache.npz"
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; make it with: semo data puppet")
-    with np.load(path) as cache:
-        names, starts, poses, expression = (cache[k] for k in ("names", "starts", "poses", "coefficients"))
-    motion = {}
-    for name, start, end in zip(names, starts[:-1], starts[1:], strict=True):
-        pose = poses[start:end].copy()
-        middle = np.median(pose, axis=0)
-        pose[:, :3] *= 5
-        pose[:, 4:] = (pose[:, 4:] - middle[4:]) / middle[3]
-        pose[:, 3] = 5 * np.log(pose[:, 3] / middle[3])
-        motion[str(name)] = np.concatenate([pose, expression[start:end]], 1)
-    return motion
+    spoken: bool = False
 
 
 def place_face(motion: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """Puts relative motion (L, 30) of :func:`_taught_motion` into a crop, as ``motion_target`` counts it.
+    """Puts relative motion (L, 30), see ``taught_motion``, into a crop, as ``motion_target`` counts it.
 
     With ``rng`` size, place and the turn of the head are random, as portraits' are; else the middle of the range.
     """
@@ -178,66 +56,6 @@ def place_face(motion: np.ndarray, rng: np.random.Generator | None) -> np.ndarra
         placed[:, :3] += 5 * np.radians([12, 7, 5]) * rng.uniform(-1, 1, 3)
         placed[:, 4:6] += rng.uniform(-0.25, 0.25, 2)
     return placed
-
-
-def encode(model: SemoModel, frames: np.ndarray, batch: int = 25) -> Tensor:
-    """(n, 256, 256, 3) uint8 RGB -> (n, T * D) float32 motion."""
-    device = model.encoder.tokens.device
-    parts = []
-    for piece in torch.from_numpy(frames).split(batch):
-        with torch.autocast(device.type, torch.bfloat16):
-            parts.append(model.read_motion(piece.to(device)).float().cpu())
-    return torch.cat(parts)
-
-
-def filmed_crops(video: Path, mesh: Path, rng: np.random.Generator) -> np.ndarray:
-    """Frames (n, 256, 256, 3) uint8 RGB of a clip in one fixed crop around the face, of random size and place."""
-    import cv2
-
-    from semo_sdk.media.image import face_square
-    from semo_sdk.media.video import read_video
-
-    points = np.nanmedian(np.load(mesh), axis=0)
-    x, y, side = face_square(points, float(rng.uniform(*CROP)))
-    x, y = (np.array([x, y]) + rng.uniform(-0.04, 0.04, 2) * side).tolist()
-    matrix = np.array([[256 / side, 0, -x * 256 / side], [0, 256 / side, -y * 256 / side]])
-    crops = [
-        cv2.warpAffine(f, matrix, (256, 256), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
-        for f in read_video(video, fps=FPS)
-    ]
-    return np.stack(crops)
-
-
-def speech_windows(
-    model: SemoModel, path: Path, windows: int, rng: np.random.Generator, *, every_pass: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features of windows that end with random frames (or, for validation, with every sixteenth).
-
-    Loudness and background noise vary from window to window in training.
-
-    Returns:
-        Ends (windows,) int32, frames heard (0 = unused); features (windows, 24, 2 * width) float16.
-    """
-    from semo_sdk.media.audio import load_audio
-
-    pcm = load_audio(path)
-    frames = len(pcm) // SAMPLES_PER_FRAME
-    if every_pass:
-        ends = np.arange(CHUNK_FRAMES, frames + 1, CHUNK_FRAMES)[:windows]
-    else:
-        ends = np.sort(rng.choice(np.arange(4, frames + 1), min(windows, frames - 3), replace=False))
-    padded = np.concatenate([np.zeros(WINDOW_SAMPLES, np.float32), pcm])
-    batch = np.stack([padded[e * SAMPLES_PER_FRAME :][:WINDOW_SAMPLES] for e in ends])
-    if not every_pass:
-        gain = 10 ** (rng.uniform(-10, 6, (len(ends), 1)) / 20)
-        noise = 10 ** (rng.uniform(-70, -35, (len(ends), 1)) / 20) * rng.standard_normal(batch.shape)
-        batch = (batch * gain + noise * (rng.random((len(ends), 1)) < 0.5)).astype(np.float32)
-    device = model.encoder.tokens.device
-    with torch.autocast(device.type, torch.bfloat16):
-        found = model.whisper.last(torch.from_numpy(batch).to(device)).half().cpu().numpy()
-    features = np.zeros((windows, *found.shape[1:]), np.float16)
-    features[: len(ends)] = found
-    return np.pad(ends, (0, windows - len(ends))).astype(np.int32), features
 
 
 @dataclass
@@ -256,7 +74,7 @@ class MotionBatch:
 
 
 class MotionData:
-    """What :func:`prepare` wrote; batches are a pure function of the random generator."""
+    """What ``semo data motion`` wrote; batches are a pure function of the random generator."""
 
     def __init__(self, folder: str | Path) -> None:
         """

@@ -9,8 +9,9 @@ import torch
 from tqdm import tqdm
 
 from semo_sdk.errors import InputError
+from semo_sdk.media.audio import load_audio
 from semo_sdk.models.semo import SemoModel
-from semo_sdk.training.motion_data import Sequence, encode, speech_windows, write_motion
+from semo_sdk.training.motion_prepare import Collection, encode
 from semo_sdk.training.videos import VideoData, read_frames
 
 VALIDATION_CLIPS = 48  # generated freely at each save: more take long and say no more
@@ -36,15 +37,9 @@ def prepare_motion(model: SemoModel, videos: Path, out: Path, *, windows: int = 
             f"{videos} has {len(training)} clips of clear speech to train on and {len(held)} held out; both need one: "
             "report.json says what was wrong with the others' sound"
         )
-    rows: list[Sequence] = []
-    motion, ends, features = [], [], []
-    count = 0
-    for number, clip in enumerate(tqdm([*training, *held], desc="motion and speech", unit="clip")):
+    collection = Collection(model, windows, rng)
+    for clip in tqdm([*training, *held], desc="motion and speech", unit="clip"):
         tokens = encode(model, read_frames(clip.path, range(clip.frames))).numpy()
-        end, feature = speech_windows(model, clip.path / "sound.wav", windows, rng, every_pass=clip.held_out)
-        rows.append(Sequence(number, 0, count, len(tokens), -1, clip.held_out))
-        count += len(tokens)
-        motion.append(tokens.astype(np.float16))
-        ends.append(end)
-        features.append(feature)
-    write_motion(out, model, rows, motion, ends, features, taught=False)
+        number = collection.hear(load_audio(clip.path / "sound.wav"), every_pass=clip.held_out)
+        collection.move(tokens, number, held_out=clip.held_out)
+    collection.write(out, taught=False)
