@@ -205,6 +205,20 @@ def readme(result: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
+def details(result: Mapping[str, Any]) -> str:
+    """Every table but that of the aims, without the rows that hold nothing, and the names of what was not computed."""
+    tables = [
+        *reconstruction_tables(result),
+        *generation_tables(result),
+        silence_table(result),
+        controls_table(result),
+    ]
+    filled = ((title, head, [row for row in rows if {*row[1:]} != {"-"}]) for title, head, rows in tables)
+    parts = [f"**{title}**\n\n{table(head, rows)}" for title, head, rows in filled]
+    names = [name for name, one in result["metrics"].items() if one["status"] != "computed"]
+    return "\n\n".join([*parts, *([f"Not computed on that machine: {', '.join(names)}."] if names else [])])
+
+
 def markdown(result: Mapping[str, Any]) -> str:
     """All tables, and what was not computed and why."""
     tables = [

@@ -60,6 +60,7 @@ def update_readme(readme: str, results: Sequence[Mapping[str, Any]]) -> str:
         "lipsync": ("lipsync", lipsync.markdown),
         "load": ("load", load.markdown),
         "quality": ("quality", quality_tables.readme),
+        "quality details": ("quality", quality_tables.details),
         "throughput": ("throughput", throughput.markdown),
         "sessions": ("sessions", sessions.markdown),
         "watermark": ("watermark", watermark.markdown),

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("cv2")
 pytest.importorskip("scipy")
 
-from semo_sdk.constants import FPS, IMAGE_SIZE  # noqa: E402
+from semo_sdk.benchmarks import puppets  # noqa: E402
+from semo_sdk.constants import ANGLE_UNIT, FPS, IMAGE_SIZE  # noqa: E402
 from semo_sdk.errors import ConfigError  # noqa: E402
 from semo_sdk.media.face import mouth_opening  # noqa: E402
 from semo_sdk.training import puppet, puppet_assets, puppet_dataset, puppet_driver, puppet_mouth  # noqa: E402
@@ -243,6 +244,22 @@ def test_a_mirrored_mesh_is_that_of_the_mirrored_photo() -> None:
     for name, mesh in zip(NAMES, flipped, strict=True):
         found = mesh_of(np.ascontiguousarray(load(name)[:, ::-1]))[: geometry.MESH, :2]
         assert np.abs(found - mesh[:, :2]).mean() < 0.02 * SIZE
+
+
+def test_what_puppets_cover_is_read_from_their_motion(groups: list[Path]) -> None:
+    folder = groups[0].parent
+    driver().save(folder / "driver.npz")
+    result = puppets.cover(folder)
+    count = len(list(folder.glob("group_*")))
+    assert result["groups"] == count >= 2 and result["people"] == 2 and result["frames"] == 2 * 3 * count
+    motion = np.concatenate([np.load(group / "motion.npy")[0, 1:] for group in sorted(folder.glob("group_*"))])
+    yaw = np.abs(np.degrees(motion[:, 0] / ANGLE_UNIT))
+    assert result["turned"]["10"] == pytest.approx((yaw > 10).mean(), abs=1e-4)
+    for kind in ("sway", "film", "references"):
+        ranges = result["frames_of"][kind]
+        assert all(values == sorted(values) for values in ranges.values())
+        assert 1.4 < ranges["crop"][0] <= ranges["crop"][-1] < 2.7 and 0.3 < ranges["x"][0] <= ranges["x"][-1] < 0.7
+    assert f"| {puppets.ROWS['yaw']} |" in puppets.markdown(result)
 
 
 def test_nobody_plays_twice_in_a_group(assets: puppet_assets.Assets) -> None:

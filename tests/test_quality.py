@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semo_sdk.benchmarks import endurance, faces, mouth, pixels, quality, quality_page, quality_tables
+from semo_sdk.benchmarks import (
+    endurance,
+    faces,
+    mouth,
+    pixels,
+    quality,
+    quality_page,
+    quality_plot,
+    quality_tables,
+    report,
+)
 from semo_sdk.benchmarks.faces import FaceSeries
 from semo_sdk.benchmarks.learned import Distance, Lpips, check_distances
 from semo_sdk.benchmarks.sync import GridSyncNet
@@ -17,7 +27,8 @@ from semo_sdk.constants import SAMPLE_RATE
 from semo_sdk.errors import InputError
 from semo_sdk.media.video import VideoWriter
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES, DOCS, RESULTS = ROOT / "examples", ROOT / "docs", ROOT / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +188,34 @@ def test_what_is_missing_is_named_and_nothing_stands_in() -> None:
     assert not usable
     assert reasons["lpips"] == "not computed: LPIPS metric requires that torchvision is installed."
     assert reasons["fvd"].startswith("not computed: the weights could not be loaded (OSError: Name")
+
+
+@pytest.mark.parametrize("page", ["evaluation.md", "model-card.md"])
+def test_pages_hold_the_committed_numbers(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    results = [json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("quality", "lipsync")]
+    wanted = [result for result in results if f"<!-- {result['benchmark']} -->" in text]
+    assert wanted and report.update_readme(text, wanted) == text
+
+
+def test_every_number_is_shown_and_what_is_missing_named() -> None:
+    result = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))
+    text = quality_tables.details(result)
+    for group in result["reconstruction"]["methods"].values():
+        assert {"model", "copy_reference", "vae_round_trip", "puppet"} == set(group)
+    assert text.count("**Reconstruction") == text.count("**Audio-driven") == 2 and "| LPIPS |" not in text
+    missing = {name for name, one in result["metrics"].items() if one["status"] != "computed"}
+    named = text.partition("Not computed on that machine: ")[2].strip(". \n")
+    assert set(named.split(", ")) - {""} == missing
+    assert all(f"`{name}`" in text for name in result["controls"])
+
+
+def test_curves_are_drawn_of_quality_results_only(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    quality_plot.main([str(tmp_path / "curves.png"), str(RESULTS / "quality.json")])
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    with pytest.raises(InputError, match="no result of semo bench quality"):
+        quality_plot.plot({"benchmark": "latency"}, tmp_path / "other.png")
 
 
 def test_plots_leave_gaps_and_escape_names() -> None:
