@@ -39,8 +39,12 @@ class Compiled:
     @property
     def precision(self) -> str:
         """The precision of most matrix products; "fp32" for a graph without any."""
-        name = max(self.arithmetic, key=lambda k: self.arithmetic[k], default="float32")
-        return PRECISION_NAMES.get(name, name)
+        return precision_name(max(self.arithmetic, key=lambda k: self.arithmetic[k], default="float32"))
+
+
+def precision_name(element: str) -> str:
+    """Our name of a numpy element type: "fp16" for "float16"."""
+    return PRECISION_NAMES.get(element, element)
 
 
 def compile_graph(

@@ -21,10 +21,11 @@ from semo_sdk.backends.tensorrt_api import Flavour, Gpu
 from semo_sdk.bundle import Bundle
 from semo_sdk.engines import BuildReport, build_engines
 from semo_sdk.engines import build as build_module
-from semo_sdk.engines.check import build_safely, compare, make_samples
+from semo_sdk.engines.check import build_safely, compare, draw_face, make_samples
 from semo_sdk.engines.compile import Compiled
 from semo_sdk.engines.plan import GraphPlan
 from semo_sdk.errors import BackendUnavailableError, BundleError, ConfigError, EngineError, EngineMismatchError
+from semo_sdk.media.face import FaceDetector, FaceMesh
 from tests.conftest import TINY
 from tests.toy_bundle import toy_bundle
 
@@ -122,9 +123,21 @@ def test_numbers_that_are_wrong_in_every_precision_stop_the_build(bundle: Bundle
         build_safely(spec, "fp16", compiled, wrong, samples)
 
 
-def test_a_silent_fallback_to_another_precision_is_an_error() -> None:
-    with pytest.raises(EngineError, match="asked for in fp16 and came out in fp32"):
-        build_safely(SPECS["audio"], "fp16", lambda precision: compiled("fp32"), None, None)
+def test_less_than_the_precision_asked_for_is_an_error_and_more_is_told() -> None:
+    for asked, made in (("fp32", "fp16"), ("bf16", "fp16"), ("fp16", "bf16")):
+        with pytest.raises(EngineError, match=f"asked for in {asked} and computes in {made}"):
+            build_safely(SPECS["audio"], asked, lambda precision, made=made: compiled(made), None, None)
+    # what reads landmarks stays in float32 in every file, and may be most of a graph
+    mixed = Compiled(b"x", {"float32": 9, "float16": 2}, 0.0)
+    assert build_safely(SPECS["reference"], "fp16", lambda precision: mixed, None, None)[1] == "fp32"
+
+
+def test_the_sample_is_a_face_to_those_who_look_for_one() -> None:
+    for shift, opening in ((0.0, 0.0), (0.02, 0.02), (-0.02, -0.02)):
+        face = draw_face(256, shift, opening)
+        found = FaceDetector()(face)
+        mesh = FaceMesh()(face, found[0])
+        assert len(found) == 1 and mesh is not None and mesh.presence > 0.9
 
 
 # -- a machine with a GPU, without one

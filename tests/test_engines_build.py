@@ -190,9 +190,21 @@ def check_built(report: Any, bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
-def test_a_small_model_of_semo_tinys_shape_is_built(tiny_bundle: Path, rtx: Flavour, tmp_path: Path) -> None:
+def test_a_small_model_is_built(tiny_bundle: Path, rtx: Flavour, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     check_built(build_engines(bundle, tmp_path, target="rtx-portable"), bundle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_semo_tiny_itself_is_built(rtx: Flavour, tmp_path: Path, precision: str) -> None:
+    report = build_engines("semo-tiny", tmp_path, target="rtx-portable", precision=precision)
+    asked = "fp16" if precision == "auto" else precision
+    assert report.manifest.precision == asked and set(report.manifest.engines) == set(SPECS)
+    for name, engine in report.manifest.engines.items():
+        assert set(engine.arithmetic) <= {ELEMENTS[asked], "float32"}, name
+    for name in ("motion", "render"):  # where the time goes; what reads landmarks is float32 in every file
+        assert report.manifest.engines[name].precision == asked
 
 
 @pytest.mark.slow
