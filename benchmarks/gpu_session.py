@@ -2,14 +2,19 @@
 
 For a box without a network, where this package is not installed. With a network, here, once::
 
-    python benchmarks/gpu_session.py pack .whl            # wheels for that box, in pieces that travel
+    python benchmarks/gpu_session.py pack .whl            # wheels for that box, in loads that travel: .whl/1, .whl/2...
 
-There, with as many pieces each time as one transfer takes, and at last the run::
+There, one load each time, in order, and at last the run::
 
-    python3 benchmarks/gpu_session.py stow .whl /tmp/pieces      # keeps pieces; whole wheels are installed
+    python3 benchmarks/gpu_session.py stow .whl/1 /tmp/pieces    # keeps pieces; whole wheels are installed
     python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9 --only tiny         # or parity, contract, cpu
     python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9 --only base-export  # once: minutes of Python
     python3 benchmarks/gpu_session.py run --out "$OUT" --minutes 9 --only base
+
+A load fits into a transfer of 64 MiB beside this repository *without* semo-tiny's weights: put an empty file in the
+place of ``semo_sdk/bundles/semo-tiny/weights.safetensors`` while loads are sent, and the weights back before ``run``.
+The first load is all that throughput and parity need, the first four bring latency and sessions; TensorRT-RTX comes
+next, ONNX Runtime for CUDA at last.
 
 ``run`` without ``--only`` does all of :func:`steps` in order of importance, each step in a process of its own with a
 time limit, and stops when the minutes are over. Nothing that fails stops the rest: ``session.json`` says of each step
@@ -37,21 +42,22 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = Path(os.environ.get("SEMO_SITE", "/tmp/semo-site"))
-PIECE_BYTES = 7 << 20  # one fits into a transfer of 64 MiB beside the repository, most of which is semo-tiny's weights
-# What a box with torch, onnx, onnxscript, numpy, safetensors, typer and cuda-bindings lacks, the most needed first:
-# without the last three (14 and 40 pieces) torch's rows are measured all the same. torch stays the box's own.
+PIECE_BYTES = 8 << 20
+LOAD_BYTES = 48 << 20  # of pieces in one transfer
+# What a box with torch, onnx, onnxruntime, onnxscript, numpy, safetensors, typer, pillow, tqdm and cuda-bindings
+# lacks, the most needed first. torch, numpy and what else they name stay the box's own, but for WITH_NEEDS.
 WHEELS = (
     "pydantic",
-    "pydantic-core",
-    "annotated-types",
-    "imageio-ffmpeg",
-    "nvidia-ml-py",
     "diffusers",
     "importlib-metadata",
-    "tensorrt-rtx-cu13-libs",
+    "openvino",
+    "imageio-ffmpeg",
+    "c2pa-python",
     "tensorrt-rtx-cu13-bindings",
+    "tensorrt-rtx-cu13-libs",
     "onnxruntime-gpu",
 )
+WITH_NEEDS = frozenset({"pydantic", "c2pa-python"})  # these in the very versions that they ask for
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -83,6 +89,7 @@ def steps(base: str, seconds: float) -> list[Step]:
     """
     bench, checks = "semo_sdk.benchmarks.", "semo_sdk.benchmarks.gpu_checks"
     rtx, ort = ("tensorrt_rtx_bindings",), ("onnxruntime",)
+    talks = ("openvino", "imageio_ffmpeg")  # a face is found, speech is read
     rows: list[Step] = []
 
     def throughput(name: str, bundle: str, backend: str, precision: str, *more: str, **options: Any) -> None:
@@ -91,10 +98,12 @@ def steps(base: str, seconds: float) -> list[Step]:
 
     def sessions(name: str, bundle: str, backend: str, latency: str, **options: Any) -> None:
         which = ("--bundle", bundle, "--backend", backend, "--latency", latency, "--seconds", str(2 * seconds))
+        options["modules"] = (*options.get("modules", ()), *talks)
         rows.append(Step(name, ("-m", f"{bench}sessions", *which, "--json", "{json}"), **options))
 
     def latency(name: str, bundle: str, backend: str, **options: Any) -> None:
         which = ("--bundle", bundle, "--backend", backend, "--repeats", "20")
+        options["modules"] = (*options.get("modules", ()), *talks, "c2pa")  # and a video is signed
         rows.append(Step(name, ("-m", f"{bench}latency", *which, "--json", "{json}"), **options))
 
     semo = ("-c", "from semo_sdk.cli import main; main()")
@@ -211,22 +220,37 @@ def install_tree() -> list[str]:
     return [str(SITE)]
 
 
-def pack(folder: Path) -> None:
-    """Downloads the wheels through pip and cuts them into pieces, with a list of their checksums."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
-    command += ["--python-version", "3.12", "--implementation", "cp"]
-    command += [word for platform in PLATFORMS for word in ("--platform", platform)]
+def pack(folder: Path) -> list[Path]:
+    """Downloads the wheels through pip and cuts them into pieces, with a list of their checksums.
+
+    Returns:
+        The loads: folders of pieces, each for one transfer.
+    """
+    base = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--python-version", "3.12"]
+    base += ["--implementation", "cp", *(word for platform in PLATFORMS for word in ("--platform", platform))]
+    wheels: list[Path] = []
     for name in WHEELS:
-        subprocess.run([*command, name], check=True)
-    for wheel in sorted(folder.glob("*.whl")):
+        fetched = folder / "wheels" / name
+        fetched.mkdir(parents=True, exist_ok=True)
+        subprocess.run([*base, *([] if name in WITH_NEEDS else ["--no-deps"]), "-d", str(fetched), name], check=True)
+        wheels += [w for w in sorted(fetched.glob("*.whl")) if w.name not in {other.name for other in wheels}]
+    loads: list[Path] = []
+    room = 0
+    for wheel in wheels:
         data = wheel.read_bytes()
         pieces = [data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
-        for number, piece in enumerate(pieces):
-            (folder / f"{wheel.name}.{number:03}").write_bytes(piece)
         digest = hashlib.sha256(data).hexdigest()
-        (folder / f"{wheel.name}.list").write_text(json.dumps({"sha256": digest, "pieces": len(pieces)}))
-        wheel.unlink()
+        listing = json.dumps({"sha256": digest, "pieces": len(pieces)}).encode()
+        files = [*((f"{wheel.name}.{number:03}", piece) for number, piece in enumerate(pieces))]
+        for name, part in (*files, (f"{wheel.name}.list", listing)):
+            if not loads or len(part) > room:
+                loads.append(folder / str(len(loads) + 1))
+                loads[-1].mkdir()
+                room = LOAD_BYTES
+            (loads[-1] / name).write_bytes(part)
+            room -= len(part)
+    shutil.rmtree(folder / "wheels")
+    return loads
 
 
 def stow(folder: Path, kept: Path) -> list[str]:
@@ -272,7 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     running.add_argument("--only", default="", help="steps whose name holds this")
     options = parser.parse_args(arguments)
     if options.command == "pack":
-        pack(options.folder)
+        for load in pack(options.folder):
+            say(f"{load}: {', '.join(sorted({path.name.split('-')[0] for path in load.iterdir()}))}")
     elif options.command == "stow":
         say(f"installed: {', '.join(stow(options.folder, options.kept)) or 'nothing yet'}")
     else:

@@ -24,7 +24,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_wheels_travel_in_pieces_and_are_installed_when_whole(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheels_travel_in_loads_and_are_installed_when_whole(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {"small.whl": b"s" * 10, "large.whl": bytes(range(256)) * 10}
     calls: list[list[str]] = []
 
@@ -32,25 +32,24 @@ def test_wheels_travel_in_pieces_and_are_installed_when_whole(work: Path, monkey
         calls.append(command)
         if "download" in command:
             folder = Path(command[command.index("-d") + 1])
-            for name, data in contents.items():
-                (folder / name).write_bytes(data)
+            for name, data in contents.items():  # small.whl is a need of both
+                if name == "small.whl" or command[-1] == "large":
+                    (folder / name).write_bytes(data)
 
     monkeypatch.setattr(gpu_session.subprocess, "run", pip)
     monkeypatch.setattr(gpu_session, "PIECE_BYTES", 1000)
-    monkeypatch.setattr(gpu_session, "WHEELS", ("all",))
-    packed, sent, kept = work / "packed", work / "sent", work / "kept"
-    gpu_session.pack(packed)
-    pieces = sorted(packed.iterdir())
-    assert [path.name for path in pieces if path.suffix == ".whl"] == [] and len(pieces) == 2 + 1 + 3
-    assert all(path.stat().st_size <= 1000 for path in pieces)
-    installed = []
-    for path in reversed(pieces):
-        sent.mkdir()
-        path.rename(sent / path.name)
-        installed += gpu_session.stow(sent, kept)
-        (sent / path.name).unlink()
-        sent.rmdir()
-    assert sorted(installed) == ["large.whl", "small.whl"]
+    monkeypatch.setattr(gpu_session, "LOAD_BYTES", 1500)
+    monkeypatch.setattr(gpu_session, "WHEELS", ("small", "large"))
+    monkeypatch.setattr(gpu_session, "WITH_NEEDS", frozenset({"small"}))
+    loads = gpu_session.pack(work / "packed")
+    assert ["--no-deps" in command for command in calls] == [False, True]
+    assert sorted((work / "packed").iterdir()) == loads and len(loads) == 3, "nothing but the loads is left"
+    sizes = [[path.stat().st_size for path in load.iterdir()] for load in loads]
+    assert all(sum(load) <= 1500 and max(load) <= 1000 for load in sizes)
+    assert sum(map(len, sizes)) == 2 + 1 + 3, "two listings, a piece of one wheel and three of the other"
+    kept = work / "kept"
+    installed = [gpu_session.stow(load, kept) for load in loads]
+    assert installed == [["small.whl"], [], ["large.whl"]]
     assert {name: (kept / name).read_bytes() for name in contents} == contents
     assert sum("install" in command for command in calls) == 2
 

@@ -218,10 +218,10 @@ def opener(
 
     ``threads`` sets torch's thread count, which is one number for the whole process.
     """
+    torch = _torch()
     from semo_sdk.models.checkpoint import load_checkpoint
     from semo_sdk.models.graphs import graph_modules
 
-    torch = _torch()
     if threads is not None:
         torch.set_num_threads(threads)
     device = TorchDevice(_device_name(torch))
