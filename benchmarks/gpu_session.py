@@ -108,7 +108,7 @@ def steps(base: str, seconds: float) -> list[Step]:
 
     semo = ("-c", "from semo_sdk.cli import main; main()")
     rows.append(Step("doctor", (*semo, "doctor", "--json"), gpu=False))
-    rows.append(Step("parity", ("-m", checks, "parity", "semo-tiny", "{json}"), gpu=False, modules=ort))
+    rows.append(Step("parity", ("-m", checks, "parity", "semo-tiny", "{json}"), 4, gpu=False, modules=ort))
     rows.append(
         Step(
             "contract-tests",

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, checker, helper, save
 
-from semo_sdk.backends import openvino
+from semo_sdk.backends import onnxruntime, openvino
 from semo_sdk.backends.base import Axis, Engine, GraphSpec, Preparable, TensorSpec
 from semo_sdk.backends.device import DeviceArray, DeviceEngine, first, join
 from semo_sdk.backends.fake import FakeEngine
+from semo_sdk.backends.info import cuda_device_count
 from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
 from semo_sdk.backends.openvino import MAX_COMPILED, OpenVinoEngine
+from semo_sdk.backends.torch import TorchDevice, TorchEngine
 from semo_sdk.errors import EngineError, EngineMismatchError
 
 SPEC = GraphSpec(
@@ -30,7 +32,27 @@ TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int64": Tens
 KINDS: dict[str, Callable[[Path], Engine]] = {
     "openvino": lambda path: OpenVinoEngine(SPEC, path),
     "onnxruntime": lambda path: OnnxRuntimeEngine(SPEC, path, threads=1),
+    "onnxruntime:cuda": lambda path: OnnxRuntimeEngine(SPEC, path, provider="cuda"),
+    "onnxruntime:tensorrt": lambda path: OnnxRuntimeEngine(SPEC, path, provider="tensorrt"),
+    "torch": lambda path: TorchEngine(SPEC, double()),
+    "torch:cuda": lambda path: TorchEngine(SPEC, double().to("cuda"), device=TorchDevice("cuda")),
 }
+HERE = [
+    pytest.param(kind, marks=pytest.mark.skipif(not works, reason=f"no NVIDIA GPU for {kind}"))
+    for kind, works in ((kind, ":" not in kind or cuda_device_count() > 0) for kind in KINDS)
+]
+
+
+def double() -> Any:
+    """The graph of :func:`model_path` as a torch module."""
+    torch = pytest.importorskip("torch")
+
+    class Double(torch.nn.Module):
+        def forward(self, frames: Any, gain: Any) -> Any:
+            bright = frames.float() * gain[:, None, None]
+            return bright.to(torch.uint8), bright.sum(1)
+
+    return Double()
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +89,11 @@ def feeds(batch: int, frames: int, gain: float = 2.0) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture(params=list(KINDS))
+@pytest.fixture(params=HERE)
 def engine(request: pytest.FixtureRequest, model_path: Path) -> Engine:
+    provider = onnxruntime.PROVIDERS.get(request.param.partition(":")[2])
+    if request.param.startswith("onnxruntime:") and provider not in onnxruntime._ort().get_available_providers():
+        pytest.skip(f"ONNX Runtime without {provider}")
     return KINDS[request.param](model_path)
 
 
@@ -132,7 +157,7 @@ def test_closed_engines_refuse(engine: Engine) -> None:
         engine(feeds(1, 1))
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
 def test_unreadable_graphs_are_named(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no graph")

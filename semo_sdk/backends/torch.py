@@ -54,7 +54,7 @@ class TorchDevice:
         """The tensor on this device: itself, or a copy."""
         if isinstance(tensor, DeviceArray) and tensor.device is self:
             return tensor.value
-        return self.torch.tensor(to_host(tensor), device=self.name)
+        return self.torch.tensor(np.ascontiguousarray(to_host(tensor)), device=self.name)
 
     def wrap(self, value: Any, dtype: str) -> DeviceArray:
         return DeviceArray(self, value, value.shape, dtype)
