@@ -103,13 +103,25 @@ class Sample:
     surface: Tensor
 
 
-def draw(data: PuppetData, rng: np.random.Generator, image: int, groups: Sequence[int] | None = None) -> Sample:
-    """Sequences of random groups (or of the given ones), four identities each, references from anywhere in them."""
+def draw(
+    data: PuppetData,
+    rng: np.random.Generator,
+    image: int,
+    groups: Sequence[int] | None = None,
+    *,
+    without: frozenset[str] = frozenset(),
+) -> Sample:
+    """Sequences of random groups (or of the given ones), four identities each, references from anywhere in them.
+
+    Args:
+        without: names of people who must not be seen, as :func:`people_of` gives them.
+    """
     parts = []
     for number in rng.integers(len(data), size=GROUPS) if groups is None else groups:
         arrays = data.open(int(number))
-        total, length = arrays["triangles"].shape[:2]
-        people = rng.choice(total, IDENTITIES, replace=total < IDENTITIES)
+        length = arrays["triangles"].shape[1]
+        known = np.array([place for place, name in enumerate(people_of(data, int(number))) if name not in without])
+        people = rng.choice(known, IDENTITIES, replace=len(known) < IDENTITIES)
         stride = int(rng.integers(1, 1 + (length - 1) // (FRAMES - 1)))
         times = int(rng.integers(length - (FRAMES - 1) * stride)) + stride * np.arange(FRAMES)
         still = np.where(rng.random(IDENTITIES) < 0.5, 0, rng.integers(1, length + 1, IDENTITIES))
@@ -127,6 +139,13 @@ def draw(data: PuppetData, rng: np.random.Generator, image: int, groups: Sequenc
             )
         )
     return Sample(*(torch.from_numpy(np.concatenate(x)) for x in zip(*parts, strict=True)))
+
+
+def people_of(data: PuppetData, number: int) -> list[str]:
+    """Who plays in a group; a mirrored portrait is the same person."""
+    identities = data.meta(number)["identities"]
+    assert isinstance(identities, list)
+    return [str(name).removesuffix(":mirror") for name in identities]
 
 
 def _pictures(frames: np.ndarray, image: int) -> np.ndarray:
@@ -187,12 +206,30 @@ class Small(nn.Module):
         assert tokens is not None
         losses = {"token": token_loss(tokens.float(), sample.motion.flatten(0, 1))}
         if self.arm.surface:
-            truth = patchify(sample.surface.flatten(0, 1).movedim(-1, 1), SURFACE // self.config.grid)
-            if kept is not None:
-                truth = truth.gather(1, kept.unsqueeze(-1).expand(-1, -1, truth.shape[-1]))
+            seen, truth = self.place(patches).float(), self.truth(sample, kept)
             known = ~truth.isnan()
-            losses["surface"] = F.smooth_l1_loss(self.place(patches).float()[known], truth[known], beta=0.1)
+            losses["surface"] = F.smooth_l1_loss(seen[known], truth[known], beta=0.1)
         return losses
+
+    def truth(self, sample: Sample, kept: Tensor | None) -> Tensor:
+        """(frames, patches, 4 * cells of a patch): what the kept patches show, cell by cell; NaN off the skin."""
+        truth = patchify(sample.surface.flatten(0, 1).movedim(-1, 1), SURFACE // self.config.grid)
+        return truth if kept is None else truth.gather(1, kept.unsqueeze(-1).expand(-1, -1, truth.shape[-1]))
+
+    @torch.no_grad()
+    def places(self, sample: Sample, hidden: float) -> tuple[Tensor, Tensor]:
+        """Where on the face the encoder thinks that it looks, and where it does.
+
+        Args:
+            hidden: share of the patches that it does not see.
+
+        Returns:
+            Two times (frames, patches that it sees, cells of a patch, 3) in face heights; the second NaN off the skin.
+        """
+        _, patches, kept = self.encoder.encode(self.latents(sample.target).flatten(0, 1), hidden)
+        both = self.place(patches).float(), self.truth(sample, kept)
+        seen, truth = (x.unflatten(-1, (4, -1))[:, :, :3].movedim(2, -1) / 2 for x in both)
+        return seen, truth
 
     def decoder_losses(self, sample: Sample) -> dict[str, Tensor]:
         """The flow, and the warp's field where there is a warp."""
