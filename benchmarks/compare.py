@@ -116,7 +116,8 @@ def markdown(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def _label(result: Mapping[str, Any]) -> str:
-    return "random weights" if "random" in str(result.get("weights")).lower() else "trained weights"
+    """Results of ``latency`` say it beside the provenance, which may speak of random things that are no weights."""
+    return str(result.get("weights_label", result.get("weights")))
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from semo_sdk import Animator
-from semo_sdk.benchmarks import latency, lipsync, mouth, report
+from semo_sdk.benchmarks import compare, latency, lipsync, mouth, report
 from semo_sdk.benchmarks.lipsync import held_out
 from semo_sdk.benchmarks.sheet import Row, contact_sheet, moments
 from semo_sdk.constants import SAMPLE_RATE
@@ -250,3 +250,9 @@ def test_latency_refuses_speech_that_is_too_short(tmp_path: Path) -> None:
     short.write_bytes((EXAMPLES / "grid.wav").read_bytes()[:32_044])
     with pytest.raises(InputError, match=r"at least 2\.0 s"):
         latency.run(EXAMPLES / "portrait.jpg", short)
+
+
+def test_a_comparison_names_the_weights_as_the_results_do() -> None:
+    common = {"benchmark": "latency", "weights": {"recipe": "random truncation"}, "weights_label": "trained weights"}
+    told = compare.markdown(common, {"benchmark": "latency", "weights": "random weights"})
+    assert "before: None (trained weights)" in told and "after: None (random weights)" in told
