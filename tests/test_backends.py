@@ -45,7 +45,8 @@ HERE = [
 
 def double() -> Any:
     """The graph of :func:`model_path` as a torch module."""
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
+    import torch
 
     class Double(torch.nn.Module):
         def forward(self, frames: Any, gain: Any) -> Any:
