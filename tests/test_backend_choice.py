@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,30 @@ def test_the_tensorrt_provider_is_told_every_shape() -> None:
     assert settings["trt_profile_min_shapes"] == "frames:1x1x3,gain:1"
     assert settings["trt_profile_max_shapes"] == "frames:8x16x3,gain:8"
     assert rest == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_the_tensorrt_provider_computes_in_float32_what_does_not_survive_float16(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, tuple[str, bool]] = {}
+
+    def engine(spec: GraphSpec, path: Path, *, fp16: bool, **_: Any) -> None:
+        made[spec.name] = (path.name, fp16)
+
+    monkeypatch.setattr(onnxruntime, "OnnxRuntimeEngine", engine)
+    monkeypatch.setattr(onnxruntime, "OrtDevice", lambda name: None)
+    monkeypatch.setattr(onnxruntime, "_provider", lambda variant: variant)
+    manifest = bundle.manifest.model_copy(update={"precisions": ("fp32", "fp16")})
+    monkeypatch.setattr(bundle, "manifest", manifest)
+    monkeypatch.setattr(Bundle, "graph_path", lambda self, name, precision: Path(f"{name}.{precision}"))
+    for variant in ("tensorrt", "cuda"):
+        open_graph = onnxruntime.opener(bundle, "fp16", None, variant=variant)
+        for spec in graph_specs(bundle.config).values():
+            open_graph(spec)
+        half = {name for name, (path, fp16) in made.items() if fp16 and path == f"{name}.fp16"}
+        exact = {name for name, (path, fp16) in made.items() if not fp16 and path == f"{name}.fp32"}
+        assert exact == ({"audio", "reference", "motion_encoder"} if variant == "tensorrt" else set())
+        assert half | exact == set(made) == set(graph_specs(bundle.config))
 
 
 def test_graphs_open_late_and_once(bundle: Bundle) -> None:

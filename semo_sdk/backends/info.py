@@ -13,6 +13,9 @@ from semo_sdk.errors import ConfigError, EngineMismatchError
 # Computed in float32 also where the rest runs in bf16: the logarithm of small spectral differences does not survive it
 # (features of real speech are 4 % off, and on a CPU it saves 10 ms a pass).
 FLOAT32_GRAPHS = frozenset({"audio"})
+# The same where a runtime takes no heed of what a graph keeps in float32 (OpenVINO's bf16, the TensorRT provider's
+# fp16): the place of a landmark does not survive it.
+EXACT_GRAPHS = FLOAT32_GRAPHS | {"reference", "motion_encoder"}
 
 
 @dataclass(frozen=True)

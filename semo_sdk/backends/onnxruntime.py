@@ -16,7 +16,7 @@ import numpy as np
 
 from semo_sdk.backends.base import Arrays, GraphSpec
 from semo_sdk.backends.device import DeviceArray, Tensor, to_host
-from semo_sdk.backends.info import BackendInfo, check_names, check_precision, cuda_device_count
+from semo_sdk.backends.info import EXACT_GRAPHS, BackendInfo, check_names, check_precision, cuda_device_count
 from semo_sdk.bundle import Bundle
 from semo_sdk.errors import BackendUnavailableError, EngineError
 
@@ -179,8 +179,9 @@ def opener(
     device = OrtDevice("cpu" if provider == "cpu" else "cuda")
 
     def open_graph(spec: GraphSpec) -> OnnxRuntimeEngine:
-        path = bundle.graph_path(spec.name, precision)
-        half = precision == "fp16"
+        exact = provider == "tensorrt" and spec.name in EXACT_GRAPHS and "fp32" in bundle.precisions
+        stored = "fp32" if exact else precision
+        path, half = bundle.graph_path(spec.name, stored), stored == "fp16"
         return OnnxRuntimeEngine(spec, path, threads=threads, provider=provider, fp16=half, device=device)
 
     return open_graph

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from semo_sdk.backends.base import Arrays, GraphSpec
-from semo_sdk.backends.info import FLOAT32_GRAPHS, BackendInfo, check_names, check_precision
+from semo_sdk.backends.info import EXACT_GRAPHS, BackendInfo, check_names, check_precision
 from semo_sdk.bundle import Bundle
 from semo_sdk.errors import BackendUnavailableError, EngineError
 from semo_sdk.vino import load_openvino
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 NAME = "openvino"
 PRECISIONS = ("fp32", "bf16", "fp16")
 VARIANTS: tuple[str, ...] = ()
-# OpenVINO's bf16 takes no heed of what a graph keeps in float32, and the place of a landmark does not survive it.
-EXACT_GRAPHS = FLOAT32_GRAPHS | {"reference", "motion_encoder"}
 WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"})
 MAX_COMPILED = 4  # shapes kept compiled for one graph; the least recently used goes first
 
