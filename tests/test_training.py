@@ -246,9 +246,7 @@ def test_second_stage_from_clips_to_a_whole_model(puppets: Path, trained: Path, 
     data = tmp_path / "motion"
     held, motion_prepare.HELD_OUT_CLIPS = motion_prepare.HELD_OUT_CLIPS, 2
     try:
-        motion_prepare.prepare(
-            model, grid, puppets, data, taught=taught, held_out=2, groups=2, identities=2, windows=5
-        )
+        motion_prepare.prepare(model, grid, puppets, data, taught=taught, held_out=2, groups=2, identities=2, windows=5)
     finally:
         motion_prepare.HELD_OUT_CLIPS = held
     loaded = motion_data.MotionData(data)
