@@ -98,6 +98,9 @@ def silence(
 ) -> dict[str, Any]:
     """Each portrait speaks for 6 s, then hears 10 s of digital silence, of which the first second is not measured.
 
+    Args:
+        seed: of the first portrait; each further one has the next, or all would blink in the same moments.
+
     Returns:
         ``summary`` and ``rows``: the range of the mouth's opening (5th to 95th percentile, eye distances) in speech and
         in silence and the ratio, its mean opening in silence and in the portrait, head motion and blinks; ``series``,
@@ -107,8 +110,8 @@ def silence(
     begin, settled = int(SPEECH * FPS), int((SPEECH + SETTLE) * FPS)
     rows: list[dict[str, Any]] = []
     series: list[float | None] = []
-    for name, portrait in portraits:
-        face = follow(animator.with_portrait(portrait).from_audio(pcm, seed=seed).frames)
+    for number, (name, portrait) in enumerate(portraits):
+        face = follow(animator.with_portrait(portrait).from_audio(pcm, seed=seed + number).frames)
         opening = face.track.mouth
         series = series or [None if np.isnan(value) else round(float(value), 4) for value in opening]
         spoken, quiet = opening[:begin], opening[settled:]
