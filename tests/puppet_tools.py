@@ -11,7 +11,7 @@ from PIL import Image
 
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.media.face import FaceDetector, FaceMesh
-from semo_sdk.training import puppet, puppet_driver, puppet_geometry
+from semo_sdk.training import puppet, puppet_assets, puppet_driver, puppet_geometry
 from semo_sdk.training.puppet_assets import Assets
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -87,9 +87,8 @@ def film(folder: Path, name: str, *, seed: int = 0, frames: int = FRAMES) -> Non
 def make_assets(folder: Path) -> Assets:
     """One procedural clip and both examples with their mirror images."""
     film(folder, "clip")
-    flesh = meshes()[:, : puppet_geometry.MESH]
-    mirrored = flesh[:, puppet_geometry.mirror_pairs(canonical())] * np.array([-1, 1, 1]) + np.array([SIZE, 0, 0])
-    both = np.concatenate([flesh, mirrored])
+    mirrored = puppet_assets._mirror(meshes(), np.full((2, 2), SIZE), canonical())
+    both = np.concatenate([meshes(), mirrored])
     return Assets(
         driver=driver(),
         grid_dir=folder,

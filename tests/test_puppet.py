@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_groups_are_complete_and_repeatable(assets: Assets, tmp_path: Path) -> N
     }
     kinds = set()
     for index in range(4):
-        arguments = {"index": index, "identities": 2, "frames": FRAMES // 4, "seed": 3}
+        arguments: dict[str, Any] = {"index": index, "identities": 2, "frames": FRAMES // 4, "seed": 3}
         first, second = (render_group(assets, tmp_path / run, **arguments) for run in ("a", "b"))
         meta = json.loads((first / "meta.json").read_text())
         kinds.add(meta["sway"])

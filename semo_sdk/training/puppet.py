@@ -16,6 +16,7 @@ import numpy as np
 
 from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.training import puppet_geometry as geometry
+from semo_sdk.training.puppet_gaze import place_irises, shift_gaze
 from semo_sdk.training.puppet_mouth import OPEN_MOUTH, MouthSource, fill_polygon, mouth_gap, paste_mouth
 
 __all__ = [
@@ -43,17 +44,20 @@ RING_DEPTH = 0.25  # of the rings behind the oval's mean, in face heights
 CLOSED_SOURCE = 0.006  # face heights: portraits with lips further apart have them closed in full resolution first
 
 
-def square_crop(image: np.ndarray, centre: np.ndarray, side: float) -> np.ndarray:
+def square_crop(image: np.ndarray, centre: np.ndarray, side: float, margin: int = 0) -> np.ndarray:
     """A (256, 256, 3) uint8 crop; outside the photo its edge is repeated and blurred.
 
     Args:
         image: (H, W, 3) uint8.
         centre: (2,) x, y in pixels.
         side: of the crop in the image's pixels.
+        margin: pixels of the result to have on each side beyond the 256.
     """
     import cv2
 
     height, width = image.shape[:2]
+    size = IMAGE_SIZE + 2 * margin
+    side = side * size / IMAGE_SIZE
     low = centre - side / 2
     reach = np.array([-low[0], -low[1], low[0] + side - width, low[1] + side - height])
     pad = int(np.ceil(max(0.0, reach.max()))) + 2
@@ -68,15 +72,13 @@ def square_crop(image: np.ndarray, centre: np.ndarray, side: float) -> np.ndarra
         share = np.clip(distance / (side / 40), 0, 1)[..., None]
         image = (wide * (1 - share) + soft * share).astype(np.uint8)
         low = low + pad
-    scale = side / IMAGE_SIZE
+    scale = side / size
     if scale > 1.5:
         image = cv2.GaussianBlur(image, (0, 0), 0.4 * scale)
     shift = low + scale / 2 - 0.5
     matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return np.asarray(
-        cv2.warpAffine(image, matrix, (IMAGE_SIZE, IMAGE_SIZE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    )
+    return np.asarray(cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE))
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,15 @@ class Identity:
     """A person ready to be animated, in its 256 crop.
 
     Attributes:
-        image: (256, 256, 3) uint8 RGB that is warped (lips closed when the photo's were apart).
+        image: uint8 RGB that is warped (lips closed when the photo's were apart): the crop and ``margin`` around it.
         points: (P, 2) source points in the crop: mesh, inner ring, outer ring, border.
         pose: (6,) own pose in the crop.
         neutral: (468, 3) canonical shape with closed lips.
         rings: (2 * ring, 3) rings in canonical space.
         canonical: (468, 3) mean face that the poses refer to.
         triangles: (n, 3) of the mesh, see :func:`semo_sdk.training.puppet_geometry.face_triangles`.
+        margin: pixels of the image on each side beyond the crop, for faces that the crop cuts off.
+        irises: (2, 3) see :func:`semo_sdk.training.puppet_gaze.place_irises`; None where the mesh has none.
     """
 
     image: np.ndarray
@@ -100,6 +104,8 @@ class Identity:
     rings: np.ndarray
     canonical: np.ndarray
     triangles: np.ndarray
+    margin: int = 0
+    irises: np.ndarray | None = None
 
     def hidden(self, target: np.ndarray) -> np.ndarray:
         """Points that are behind the face in the source or among target points (P, 2): no triangle may use them."""
@@ -107,20 +113,21 @@ class Identity:
         return np.union1d(*sides)
 
 
-def _border() -> np.ndarray:
-    along = np.arange(BORDER_STEPS) * (IMAGE_SIZE / BORDER_STEPS)
-    zero, full = np.zeros(BORDER_STEPS), np.full(BORDER_STEPS, float(IMAGE_SIZE))
-    sides = [(along, zero), (full, along), (IMAGE_SIZE - along, full), (zero, IMAGE_SIZE - along)]
-    return np.concatenate([np.stack(side, 1) for side in sides])
+def _border(margin: int) -> np.ndarray:
+    size = IMAGE_SIZE + 2 * margin
+    along = np.arange(BORDER_STEPS) * (size / BORDER_STEPS)
+    zero, full = np.zeros(BORDER_STEPS), np.full(BORDER_STEPS, float(size))
+    sides = [(along, zero), (full, along), (size - along, full), (zero, size - along)]
+    return np.concatenate([np.stack(side, 1) for side in sides]) - margin
 
 
-def _rings(oval: np.ndarray) -> np.ndarray:
-    """(2 * ring, 2) points around the head, inside the crop: hair above, ears beside, neck below."""
+def _rings(oval: np.ndarray, margin: int) -> np.ndarray:
+    """(2 * ring, 2) points around the head, inside the image: hair above, ears beside, neck below."""
     centre = oval.mean(0)
     out = oval - centre
     up = np.clip(-out[:, 1:] / np.abs(out[:, 1]).max(), -1, 1)
     reach = 1.28 + 0.2 * up  # the head extends further above the face than below
-    to_border = np.where(out > 0, IMAGE_SIZE - centre, centre) / np.maximum(np.abs(out), 1e-6)
+    to_border = np.where(out > 0, IMAGE_SIZE + margin - centre, centre + margin) / np.maximum(np.abs(out), 1e-6)
     limit = np.maximum(to_border.min(1, keepdims=True), 1.05)
     inner = np.minimum(reach, 1 + 0.45 * (limit - 1))
     outer = np.minimum(inner + 0.5, inner + 0.5 * (limit - inner))
@@ -134,21 +141,24 @@ def make_identity(
     opening: np.ndarray,
     *,
     neutral: np.ndarray | None = None,
+    margin: int = 0,
 ) -> Identity:
     """Prepares a portrait crop.
 
     Args:
-        image: (256, 256, 3) uint8 RGB.
+        image: (256 + 2 * margin, 256 + 2 * margin, 3) uint8 RGB.
         mesh: (478 or 468, 3) its landmarks in pixels of the crop.
         canonical: (468, 3) mean face.
         opening: (468, 3) see :class:`semo_sdk.training.puppet_driver.Driver`.
         neutral: shape at rest when it is known better than from this one image.
+        margin: pixels of the image around the crop.
     """
+    irises = place_irises(mesh) if len(mesh) >= geometry.MESH + len(geometry.IRIS_PAIRS) else None
     mesh = mesh[: geometry.MESH].astype(np.float64)
     pose = geometry.fit_pose(mesh, canonical)
     own = geometry.frontal(mesh, pose, canonical)
-    rings = _rings(mesh[RING_POINTS, :2])
-    points = np.concatenate([mesh[:, :2], rings, _border()])
+    rings = _rings(mesh[RING_POINTS, :2], margin)
+    points = np.concatenate([mesh[:, :2], rings, _border(margin)])
     depth = np.full(len(rings), pose[3] * (own[RING_POINTS, 2].mean() + RING_DEPTH))
     in_canonical = geometry.to_canonical(np.concatenate([rings, depth[:, None]], 1), pose)
     gap = (own[geometry.INNER_LOWER[3:8], 1] - own[geometry.INNER_UPPER[3:8], 1]).mean()
@@ -157,16 +167,16 @@ def make_identity(
         if gap > CLOSED_SOURCE:
             closed = points.copy()
             closed[: geometry.MESH] = geometry.from_canonical(neutral, pose)[:, :2]
-            image = warp_image(image, _full_field(closed, points))
+            image = warp_image(image, _full_field(closed + margin, points + margin, len(image)))
             points = closed
     triangles = geometry.face_triangles(canonical)
-    return Identity(image, points, pose, neutral, in_canonical, canonical, triangles)
+    return Identity(image, points, pose, neutral, in_canonical, canonical, triangles, margin, irises)
 
 
-def _full_field(target: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """(256, 256, 2) field without the 64 x 64 grid, for closing lips exactly."""
-    warp = triangulate(target, cells=IMAGE_SIZE)
-    return field_of(warp, source, IMAGE_SIZE)
+def _full_field(target: np.ndarray, source: np.ndarray, size: int) -> np.ndarray:
+    """(size, size, 2) field of a whole image without the 64 x 64 grid, for closing lips exactly."""
+    warp = triangulate(target, cells=size, size=size)
+    return field_of(warp, source, size)
 
 
 def target_points(identity: Identity, pose: np.ndarray, shape: np.ndarray) -> np.ndarray:
@@ -198,13 +208,18 @@ class Warp:
     weights: np.ndarray
 
 
-def triangulate(target: np.ndarray, hidden: np.ndarray | None = None, *, cells: int = CELLS) -> Warp:
-    """Delaunay triangulation of target points (P, 2) but the hidden ones, sampled at the centres of a grid."""
+def triangulate(
+    target: np.ndarray, hidden: np.ndarray | None = None, *, cells: int = CELLS, size: int = IMAGE_SIZE
+) -> Warp:
+    """Delaunay triangulation of target points (P, 2) but the hidden ones, sampled at the centres of a grid.
+
+    The grid has ``cells`` cells a side and covers ``size`` pixels.
+    """
     from scipy.spatial import Delaunay
 
     used = np.arange(len(target)) if hidden is None else np.delete(np.arange(len(target)), hidden)
     mesh = Delaunay(target[used])
-    line = (np.arange(cells) + 0.5) * (IMAGE_SIZE / cells)
+    line = (np.arange(cells) + 0.5) * (size / cells)
     grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
     inside = mesh.find_simplex(grid)
     frame = mesh.transform[inside]
@@ -221,11 +236,14 @@ def field_of(warp: Warp, source: np.ndarray, cells: int = CELLS) -> np.ndarray:
     return np.asarray((weights[..., None] * corners).sum(1).reshape(cells, cells, 2))
 
 
-def warp_image(image: np.ndarray, field: np.ndarray) -> np.ndarray:
-    """Warps a (256, 256, 3) uint8 crop by a field of any resolution, enlarged bilinearly as a displacement."""
+def warp_image(image: np.ndarray, field: np.ndarray, margin: int = 0) -> np.ndarray:
+    """Warps a square uint8 image by a field of any resolution, enlarged bilinearly as a displacement.
+
+    What the field covers, the image without its ``margin`` on each side, is what comes back.
+    """
     import cv2
 
-    size, cells = IMAGE_SIZE, len(field)
+    size, cells = len(image) - 2 * margin, len(field)
     line = (np.arange(cells, dtype=np.float32) + np.float32(0.5)) * np.float32(size / cells)
     move = field - np.stack(np.meshgrid(line, line), -1)
     if cells != size:
@@ -233,25 +251,30 @@ def warp_image(image: np.ndarray, field: np.ndarray) -> np.ndarray:
     pixel = np.arange(size, dtype=np.float32)
     x = move[..., 0] + pixel[None, :]
     y = move[..., 1] + pixel[:, None]
-    return np.asarray(cv2.remap(image, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
+    return np.asarray(cv2.remap(image, x + margin, y + margin, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
 
 
-def render(identity: Identity, target: np.ndarray, source: MouthSource | None = None) -> tuple[np.ndarray, Warp]:
+def render(
+    identity: Identity, target: np.ndarray, source: MouthSource | None = None, gaze: np.ndarray | None = None
+) -> tuple[np.ndarray, Warp]:
     """One frame.
 
     Args:
         identity: the person.
         target: (P, 2) from :func:`target_points`.
         source: the driver's frame for the mouth interior; without it an open mouth shows stretched lips.
+        gaze: (2,) how far the irises move, see :mod:`semo_sdk.training.puppet_gaze`; the identity must have some.
 
     Returns:
         Frame (256, 256, 3) uint8 RGB and the warp that made it.
     """
     warp = triangulate(target, identity.hidden(target))
     stored = Warp(warp.triangles, warp.weights.astype(np.float16).astype(np.float32))
-    frame = warp_image(identity.image, field_of(stored, identity.points))
+    frame = warp_image(identity.image, field_of(stored, identity.points), identity.margin)
+    if gaze is not None and identity.irises is not None:
+        shift_gaze(frame, target, identity.irises, gaze)
     if source is not None and mouth_gap(target) > OPEN_MOUTH:
-        paste_mouth(frame, target, MouthSource(identity.image, identity.points), source)
+        paste_mouth(frame, target, MouthSource(identity.image, identity.points + identity.margin), source)
     return frame, stored
 
 

@@ -46,7 +46,7 @@ class Assets:
         video_size: height and width of the clips.
         names: (n,) file name of each portrait.
         mirrored: (n,) whether it is turned left to right.
-        meshes: (n, 468, 3) landmarks in pixels of the (mirrored) photo.
+        meshes: (n, 478, 3) landmarks in pixels of the (mirrored) photo; 468 without irises.
         poses: (n, 6) in the photo.
         sizes: (n, 2) width and height of the photo.
     """
@@ -68,7 +68,7 @@ class Assets:
         return f"{self.names[index]}{':mirror' if self.mirrored[index] else ''}"
 
     def portrait(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Photo (H, W, 3) uint8 RGB and its mesh (468, 3)."""
+        """Photo (H, W, 3) uint8 RGB and its mesh (478, 3)."""
         photo = read_photo(self.portraits_dir / str(self.names[index]))
         return np.ascontiguousarray(photo[:, ::-1]) if self.mirrored[index] else photo, self.meshes[index]
 
@@ -160,7 +160,8 @@ def _in_parallel(function: Callable[..., Row], jobs: list[tuple[Path, ...]], wor
 
 def _mirror(meshes: np.ndarray, sizes: np.ndarray, canonical: np.ndarray) -> np.ndarray:
     """Meshes of the photos turned left to right."""
-    flipped = meshes[:, puppet_geometry.mirror_pairs(canonical)].copy()
+    pairs = np.concatenate([puppet_geometry.mirror_pairs(canonical), puppet_geometry.IRIS_PAIRS])
+    flipped = meshes[:, pairs[: meshes.shape[1]]].copy()
     flipped[..., 0] = sizes[:, None, 0] - flipped[..., 0]
     return flipped
 
@@ -220,10 +221,10 @@ def prepare_assets(grid_dir: Path, portraits_dir: Path, out_dir: Path, *, worker
     stored = _cached_portraits(photos, out_dir / "portraits.npz", workers)
     seen = np.isfinite(stored["points"][:, 0, 0])
     seen[-HELD_OUT_PORTRAITS:] = False
-    meshes = stored["points"][seen, : puppet_geometry.MESH].astype(np.float64)
+    meshes = stored["points"][seen].astype(np.float64)
     names, sizes = stored["names"][seen], stored["sizes"][seen]
     train = [path for path, fine in zip(tracks[:-HELD_OUT_CLIPS], good, strict=False) if fine]
-    driver = _fit_driver(train, meshes, out_dir / "driver.npz", grid_dir)
+    driver = _fit_driver(train, meshes[:, : puppet_geometry.MESH], out_dir / "driver.npz", grid_dir)
     _save_motion([path for path, fine in zip(tracks, good, strict=True) if fine], driver, grid_dir,
                  out_dir / "driver_cache.npz")  # fmt: skip
     keep = _usable(meshes, puppet_geometry.fit_pose(meshes, driver.canonical), sizes, driver.canonical)

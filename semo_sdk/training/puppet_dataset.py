@@ -11,12 +11,16 @@ them) with K identities and F frames:
 ``barycentric.npy``    (K, F, 4096, 2) f16          first two weights; the third is 1 - their sum
 ``weight.npy``         (K, F, 64, 64) u8            0 background, 1 face, 2 mouth + eyes + brows, 3 open mouth
 ``motion.npy``         (K, 1 + F, 30) f32           see :func:`motion_target`; the expression of a portrait is NaN
-``meta.json``                                       clip, first frame, identities, sway, seed
+``meta.json``                                       clip, first frame, identities, sway, cut, gaze, seed
 =====================  ===========================  =================================================================
 
 The field of frame i from *any* frame j of the same identity is ``sum(barycentric * points[j][triangles])``: where each
 cell's centre lies in frame j. In groups without sway the last identity is the filmed driver himself, unrendered; only
-groups with sway have procedural blinks, so that his lids agree with the others'.
+groups with sway have procedural blinks, brows and gaze, so that his eyes agree with the others'. The gaze is off unless
+asked for, and the field does not hold it, as it does not hold what is between open lips.
+
+In a few groups ``cut``, the edge of the crop, cuts a part of the face off: ``left``, ``right``, ``forehead`` or
+``chin``. Points and fields then lie outside the crop where the face does.
 
 The last 60 clips and the last 50 portraits by name are never rendered: they are for validation.
 """
@@ -32,20 +36,15 @@ from pathlib import Path
 
 import numpy as np
 
-from semo_sdk.constants import ANGLE_UNIT, FPS, IMAGE_SIZE, OFFSET_UNIT, SCALE_UNIT, SIZE_UNIT
-from semo_sdk.errors import ConfigError
+from semo_sdk.constants import ANGLE_UNIT, IMAGE_SIZE, OFFSET_UNIT, SCALE_UNIT, SIZE_UNIT
 from semo_sdk.training import puppet, puppet_driver, puppet_geometry
 from semo_sdk.training.puppet_assets import Assets, one_thread_each, prepare_assets
+from semo_sdk.training.puppet_gaze import gaze_path
+from semo_sdk.training.puppet_plan import Motion, cast, plan
 
 __all__ = ["motion_target", "render_dataset", "render_group"]
 
 logger = logging.getLogger(__name__)
-
-CROP = (1.6, 2.4)  # side of the crop in face heights
-SWAY = np.array([np.radians(12), np.radians(8), np.radians(8), 0.04, 0.04, 0.04])  # yaw, pitch, roll, log scale, x, y
-NECK = np.array([0.0, 0.6, 0.35])  # canonical point that a head turns about
-NECK_SHARE = 0.6  # how far the head really swings about it
-INSIDE = 0.82  # least share of a crop that must lie inside its photo
 
 
 def motion_target(pose: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
@@ -66,80 +65,6 @@ def pose_of(motion: np.ndarray) -> np.ndarray:
     """Poses (..., 6) in the 256 crop from auxiliary targets (..., >= 6): the inverse of :func:`motion_target`."""
     size = np.exp(motion[..., 3:4] / SIZE_UNIT) * SCALE_UNIT
     return np.concatenate([motion[..., :3] / ANGLE_UNIT, size, motion[..., 4:6] * OFFSET_UNIT + IMAGE_SIZE / 2], -1)
-
-
-@dataclass(frozen=True)
-class _Motion:
-    """What a group plays: absolute poses (F, 6) in the 256 crop and coefficients (F, 24)."""
-
-    clip: puppet_driver.DriverClip
-    first: int
-    sway: bool
-    poses: np.ndarray
-    coefficients: np.ndarray
-    centre: np.ndarray  # of the driver's crop in his video
-    side: float
-
-
-def _sway(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """(frames, 6) smooth offsets: three low frequencies an axis, within :data:`SWAY`."""
-    time = np.arange(frames)[:, None] / FPS
-    rate, phase = rng.uniform(0.1, 0.9, (3, 6)), rng.uniform(0, 2 * np.pi, (3, 6))
-    share = rng.dirichlet(np.ones(3), 6).T
-    waves = sum(share[i] * np.sin(2 * np.pi * rate[i] * time + phase[i]) for i in range(3))
-    return np.asarray(waves * SWAY * rng.uniform(0.3, 1.3, 6).clip(max=1))
-
-
-def _plan(assets: Assets, frames: int, rng: np.random.Generator) -> _Motion:
-    """Chooses clip, place in it, crop and poses."""
-    name = assets.train_clips[int(rng.integers(len(assets.train_clips)))]
-    clip = assets.clip(name)
-    first = int(rng.integers(0, len(clip.poses) - frames + 1))
-    now = slice(first, first + frames)
-    rest = np.median(clip.poses, axis=0)
-    zoom = rng.uniform(*CROP)
-    sway = bool(rng.random() < 0.5)
-    shift = np.array([rng.uniform(-0.04, 0.04), rng.uniform(-0.06, 0.03)])
-    height, width = assets.video_size
-    side = min(zoom * rest[3], height - 6)
-    centre = np.clip(rest[4:6] + shift * side, side / 2 + 3, np.array([width, height]) - side / 2 - 3)
-    scale = IMAGE_SIZE / side
-    poses = clip.poses[now].copy()
-    poses[:, 3] *= scale
-    poses[:, 4:6] = (poses[:, 4:6] - centre + side / 2) * scale
-    coefficients = clip.coefficients[now]
-    if sway:
-        base = assets.poses[int(rng.integers(len(assets.poses)))] * np.array([1, 1, 0.5, 1, 1, 1])
-        offsets = _sway(frames, rng)
-        size = IMAGE_SIZE / zoom
-        deviation = clip.poses[now] - rest
-        poses[:, :3] = base[:3] + deviation[:, :3] + offsets[:, :3]
-        poses[:, 3] = size * clip.poses[now, 3] / rest[3] * np.exp(offsets[:, 3])
-        still = puppet_geometry.rotation(*base[:3])
-        turned = puppet_geometry.rotation(poses[:, 0], poses[:, 1], poses[:, 2])
-        swing = ((still - turned) @ NECK)[:, :2] * poses[:, 3:4] * NECK_SHARE
-        home = IMAGE_SIZE * (0.5 - shift)
-        poses[:, 4:6] = home + deviation[:, 4:6] / rest[3] * size + swing + offsets[:, 4:6] * IMAGE_SIZE
-        coefficients = coefficients + assets.driver.blink(puppet_driver.blink_closures(frames, rng))
-    return _Motion(clip, first, sway, poses, coefficients, centre, side)
-
-
-def _cast(assets: Assets, motion: _Motion, count: int, rng: np.random.Generator) -> list[int]:
-    """Portraits whose own yaw and pitch are near the group's and whose photo covers the crop."""
-    middle = np.median(motion.poses, axis=0)
-    own = assets.poses
-    distance = np.degrees(np.abs(own[:, :3] - middle[:3])) * np.array([1, 1, 0.5])
-    side = IMAGE_SIZE * own[:, 3] / middle[3]
-    low = own[:, 4:6] - middle[4:6] * (side / IMAGE_SIZE)[:, None]
-    covered = np.clip(np.minimum(low + side[:, None], assets.sizes) - np.maximum(low, 0), 0, None).prod(1)
-    weights = np.exp(-np.square(np.linalg.norm(distance, axis=1) / 6)) * (covered / side**2 >= INSIDE)
-    chosen: list[int] = []
-    for _ in range(count):
-        if weights.sum() <= 0:
-            raise ConfigError(f"fewer than {count} portraits fit a group: give more portraits or fewer identities")
-        chosen.append(int(rng.choice(len(weights), p=weights / weights.sum())))
-        weights[assets.names == assets.names[chosen[-1]]] = 0  # neither this one nor its mirror image
-    return chosen
 
 
 def _jitter(centre: np.ndarray, side: float, rng: np.random.Generator) -> tuple[np.ndarray, float, np.ndarray]:
@@ -169,15 +94,23 @@ class _Rows:
     motion: np.ndarray
 
 
-def _perform(assets: Assets, index: int, motion: _Motion, video: list[np.ndarray], rng: np.random.Generator) -> _Rows:
-    """A portrait plays the motion."""
+def _perform(
+    assets: Assets,
+    index: int,
+    motion: Motion,
+    video: list[np.ndarray],
+    rng: np.random.Generator,
+    gaze: np.ndarray | None,
+) -> _Rows:
+    """A portrait plays the motion, and the gaze (F, 2)."""
     driver = assets.driver
     own, middle = assets.poses[index], np.median(motion.poses, axis=0)
     side = IMAGE_SIZE * own[3] / middle[3]
     centre = own[4:6] + (IMAGE_SIZE / 2 - middle[4:6]) * side / IMAGE_SIZE
     photo, mesh = assets.portrait(index)
     in_crop = (mesh - np.array([*(centre - side / 2), 0])) * (IMAGE_SIZE / side)
-    identity = puppet.make_identity(puppet.square_crop(photo, centre, side), in_crop, driver.canonical, driver.opening)
+    wide = puppet.square_crop(photo, centre, side, motion.margin)
+    identity = puppet.make_identity(wide, in_crop, driver.canonical, driver.opening, margin=motion.margin)
     new_centre, new_side, matrix = _jitter(centre, side, rng)
     at_rest = np.concatenate([in_crop[: puppet_geometry.MESH, :2], identity.points[puppet_geometry.MESH :]])
     points = [at_rest @ matrix[:, :2].T + matrix[:, 2]]
@@ -187,7 +120,7 @@ def _perform(assets: Assets, index: int, motion: _Motion, video: list[np.ndarray
         shape = puppet_geometry.transfer(identity.neutral, driver.neutral, expressions[i])
         target = puppet.target_points(identity, pose, shape)
         source = puppet.MouthSource(video[motion.first + i], motion.clip.points[motion.first + i])
-        frame, warp = puppet.render(identity, target, source)
+        frame, warp = puppet.render(identity, target, source, None if gaze is None else gaze[i])
         frames.append(frame)
         points.append(target)
         warps.append(warp)
@@ -197,7 +130,7 @@ def _perform(assets: Assets, index: int, motion: _Motion, video: list[np.ndarray
     return _Rows(frames, points, warps, weight, np.concatenate([first[None], rest]))
 
 
-def _film(assets: Assets, motion: _Motion, video: list[np.ndarray], rng: np.random.Generator) -> _Rows:
+def _film(assets: Assets, motion: Motion, video: list[np.ndarray], rng: np.random.Generator) -> _Rows:
     """The driver himself, as filmed; the reference is a frame from another part of the clip."""
     driver, clip, count = assets.driver, motion.clip, len(motion.poses)
     away = np.abs(np.arange(len(clip.poses)) - (motion.first + count / 2))
@@ -210,8 +143,8 @@ def _film(assets: Assets, motion: _Motion, video: list[np.ndarray], rng: np.rand
     poses[:, 4:6] = (poses[:, 4:6] - low) * scale
     new_centre, new_side, matrix = _jitter(motion.centre, motion.side, rng)
     identity = puppet.make_identity(
-        puppet.square_crop(video[chosen[1]], motion.centre, motion.side),
-        meshes[1], driver.canonical, driver.opening, neutral=driver.neutral,
+        puppet.square_crop(video[chosen[1]], motion.centre, motion.side, motion.margin),
+        meshes[1], driver.canonical, driver.opening, neutral=driver.neutral, margin=motion.margin,
     )  # fmt: skip
     frames, points, warps, weight = [], [], [], []
     for i, frame in enumerate(chosen):
@@ -228,8 +161,12 @@ def _film(assets: Assets, motion: _Motion, video: list[np.ndarray], rng: np.rand
     return _Rows(frames, points, warps, weight, motion_target(poses, clip.coefficients[chosen]))
 
 
-def render_group(assets: Assets, out: Path, *, index: int, identities: int, frames: int, seed: int) -> Path:
+def render_group(
+    assets: Assets, out: Path, *, index: int, identities: int, frames: int, seed: int, gaze: bool = False
+) -> Path:
     """Renders one group; the same arguments give the same files. A finished group is left as it is.
+
+    With ``gaze`` irises move where heads sway; all else stays the same to the bit.
 
     Returns:
         The group's folder.
@@ -238,11 +175,12 @@ def render_group(assets: Assets, out: Path, *, index: int, identities: int, fram
     if folder.exists():
         return folder
     rng = np.random.default_rng([seed, index])
-    motion = _plan(assets, frames, rng)
+    motion = plan(assets, frames, rng)
+    looks = gaze_path(frames, np.random.default_rng([seed, index, 1])) if gaze and motion.sway else None
     video = assets.video(motion.clip.name)
-    cast = _cast(assets, motion, identities if motion.sway else identities - 1, rng)
-    rows = [_perform(assets, person, motion, video, rng) for person in cast]
-    names = [assets.title(person) for person in cast]
+    people = cast(assets, motion, identities if motion.sway else identities - 1, rng)
+    rows = [_perform(assets, person, motion, video, rng, looks) for person in people]
+    names = [assets.title(person) for person in people]
     if not motion.sway:
         rows.append(_film(assets, motion, video, rng))
         names.append("driver")
@@ -260,7 +198,8 @@ def render_group(assets: Assets, out: Path, *, index: int, identities: int, fram
     for name, array in arrays.items():
         np.save(partial / f"{name}.npy", array)
     meta = {
-        "clip": motion.clip.name, "first": motion.first, "identities": names, "sway": motion.sway, "seed": seed,
+        "clip": motion.clip.name, "first": motion.first, "identities": names, "sway": motion.sway, "cut": motion.cut,
+        "gaze": None if looks is None else looks.round(4).tolist(), "seed": seed,
     }  # fmt: skip
     (partial / "meta.json").write_text(json.dumps(meta, indent=1))
     partial.rename(folder)
@@ -277,9 +216,9 @@ def _start_worker(assets: Assets) -> None:
     _worker["assets"] = assets
 
 
-def _work(job: tuple[Path, int, int, int, int]) -> Path:
-    out, index, identities, frames, seed = job
-    return render_group(_worker["assets"], out, index=index, identities=identities, frames=frames, seed=seed)
+def _work(job: tuple[Path, int, int, int, int, bool]) -> Path:
+    out, index, identities, frames, seed, gaze = job
+    return render_group(_worker["assets"], out, index=index, identities=identities, frames=frames, seed=seed, gaze=gaze)
 
 
 def render_dataset(
@@ -292,6 +231,7 @@ def render_dataset(
     frames: int = 25,
     seed: int = 0,
     workers: int = 2,
+    gaze: bool = False,
 ) -> Iterator[Path]:
     """Renders groups that are not there yet, in order, and yields each one's folder.
 
@@ -304,6 +244,8 @@ def render_dataset(
         frames: frames in a group, at most a clip's length.
         seed: with the group's index it decides everything.
         workers: processes.
+        gaze: irises move. For models whose tokens are encoded from pixels: taught tokens hold no gaze
+            (:mod:`semo_sdk.training.puppet_gaze`).
 
     Raises:
         ConfigError: if there are too few clips or portraits.
@@ -311,7 +253,7 @@ def render_dataset(
     import multiprocessing
 
     assets = prepare_assets(grid_dir, portraits_dir, out_dir, workers=workers)
-    jobs = [(out_dir, index, identities, frames, seed) for index in range(groups)]
+    jobs = [(out_dir, index, identities, frames, seed, gaze) for index in range(groups)]
     with one_thread_each(), multiprocessing.get_context("spawn").Pool(workers, _start_worker, (assets,)) as pool:
         yield from pool.imap(_work, jobs)
 
@@ -332,6 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--gaze", action="store_true", help="irises move: for models whose tokens are not taught")
     options = vars(parser.parse_args(arguments))
     logging.basicConfig(level=logging.INFO)
     for _ in tqdm(render_dataset(**options), total=options["groups"], unit="group"):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from semo_sdk.constants import FPS
 from semo_sdk.errors import VideoError
 from semo_sdk.files import replacing
 from semo_sdk.training import puppet_geometry as geometry
@@ -19,8 +20,11 @@ from semo_sdk.training import puppet_geometry as geometry
 __all__ = ["COMPONENTS", "Driver", "DriverClip", "read_frames", "smooth_clip", "track_clip"]
 
 COMPONENTS = 24  # expression coefficients
+BROWS_AT = 10  # the two that are brows raised and frowning: behind those that speech moves most
+BROW_UNIT = 0.4  # of a full raise or frown, at a coefficient of one
 POSE_SMOOTHING, FACE_SMOOTHING, LIP_SMOOTHING = 1.5, 1.0, 0.4  # frames, sigma of a Gaussian
 CLOSED = 0.012  # inner-lip gap below which a mouth counts as closed, in face heights
+BROW_PAUSE, BROW_LENGTH, BROW_EASE = (1.5, 5.0), (0.5, 1.6), 0.2  # seconds between two moves, of one, of its onset
 BLINK_FRAMES = (0.0, 0.35, 0.85, 1.0, 0.8, 0.4, 0.12)  # closure through a procedural blink
 
 
@@ -117,7 +121,8 @@ class Driver:
     Attributes:
         canonical: (468, 3) mean face that poses refer to.
         neutral: (468, 3) the speaker's face at rest with closed lips, in canonical space.
-        basis: (24, 468, 3) displacement per unit coefficient.
+        basis: (24, 468, 3) displacement per unit coefficient. Two are brows, which filmed speakers hardly move; the
+            others are the leading ones of what the films show beside.
         whitener: (24, 468, 3): coefficients of a displacement e are ``(whitener * (e - mean)).sum((1, 2))``.
         mean: (468, 3) displacement at zero coefficients.
         opening: (468, 3) displacement per unit of inner-lip gap.
@@ -152,6 +157,16 @@ class Driver:
             displacement[:, crease] = closure[:, None, None] * travel * geometry.CREASE_TRAVEL
         return self.encode(displacement + self.mean)
 
+    def brows(self, strength: np.ndarray) -> np.ndarray:
+        """Coefficients (T, 24) to add for brows raised and frowning by ``strength`` (T, 2), 0 to 1.
+
+        Zeros from a basis without brows, which a :class:`Driver` saved by older versions has.
+        """
+        moves = geometry.brow_moves(self.neutral)
+        added = self.encode(moves + self.mean)
+        lost = np.abs(np.tensordot(added, self.basis, axes=1) - moves).sum() > 0.1 * np.abs(moves).sum()
+        return np.zeros((len(strength), COMPONENTS)) if lost else strength @ added
+
     def save(self, path: Path) -> None:
         """Writes an ``.npz`` file."""
         with replacing(path) as temporary:
@@ -182,10 +197,12 @@ class Driver:
         weights = _vertex_weights()
         flat = (moves * weights[:, None]).reshape(len(moves), -1)
         size = flat.shape[1]
-        _, vectors = eigh(flat.T @ flat, subset_by_index=[size - COMPONENTS, size - 1])
-        axes = vectors[:, ::-1].T  # (24, 468 * 3), orthonormal in weighted space
-        scale = (flat @ axes.T).std(0)[:, None, None]
-        axes = axes.reshape(COMPONENTS, geometry.MESH, 3)
+        brows, lengths = np.linalg.qr((geometry.brow_moves(neutral) * weights[:, None]).reshape(2, size).T)
+        flat -= (flat @ brows) @ brows.T
+        _, vectors = eigh(flat.T @ flat, subset_by_index=[size - COMPONENTS + 2, size - 1])
+        axes = vectors[:, ::-1].T  # (22, 468 * 3), orthonormal in weighted space, as are the brows
+        scale = np.insert((flat @ axes.T).std(0), [BROWS_AT] * 2, BROW_UNIT * np.diag(lengths))[:, None, None]
+        axes = np.insert(axes, [BROWS_AT] * 2, brows.T, axis=0).reshape(COMPONENTS, geometry.MESH, 3)
         return cls(
             canonical=canonical,
             neutral=neutral,
@@ -216,3 +233,19 @@ def blink_closures(frames: int, rng: np.random.Generator) -> np.ndarray:
         closure[max(0, start) : max(0, start) + len(shape[kept])] = shape[kept]
         start += int(rng.integers(50, 100))
     return closure[:frames]
+
+
+def brow_strengths(frames: int, rng: np.random.Generator) -> np.ndarray:
+    """(frames, 2) how far procedural brows are raised and frowning, 0 to 1, with smooth ends.
+
+    Moves last half a second to 1.6 s and come every few seconds; two of three are raises.
+    """
+    strengths = np.zeros((frames, 2))
+    time = np.arange(frames) / FPS
+    start = float(rng.uniform(-BROW_LENGTH[0], BROW_PAUSE[1] / 2))
+    while start < frames / FPS:
+        length, kind, height = rng.uniform(*BROW_LENGTH), int(rng.random() < 1 / 3), rng.uniform(0.4, 1)
+        inside = np.minimum(time - start, start + length - time)
+        strengths[:, kind] += height * (0.5 - 0.5 * np.cos(np.pi * np.clip(inside / BROW_EASE, 0, 1)))
+        start += length + float(rng.uniform(*BROW_PAUSE))
+    return strengths

@@ -15,6 +15,7 @@ from semo_sdk import constants
 __all__ = [
     "MESH",
     "STABLE",
+    "brow_moves",
     "canonical_face",
     "close_lips",
     "fit_pose",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 MESH = 468  # vertices of the mesh without the irises
+# Where the points from 468 on lie in a mirror image. For each eye: the iris's centre, then right, top, left and bottom.
+IRIS_PAIRS = np.array([473, 476, 475, 474, 477, 468, 471, 470, 469, 472])
 TOP, CHIN = 10, 152
 # Points that speech and blinks do not move: forehead, temples, bridge of the nose, eye corners.
 STABLE = np.array(
@@ -64,6 +67,9 @@ OVAL = np.array(
     [10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377]
     + [152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109]
 )
+# Of the columns of a brow, from the temple to the nose, in face heights: up when raised; down, inwards when frowning.
+BROW_RAISE = np.array([0.024, 0.032, 0.036, 0.036, 0.034])
+BROW_FROWN = np.array([[0.0, 0.002, 0.008, 0.014, 0.018], [0.004, 0.008, 0.012, 0.016, 0.02]])
 LID_TRAVEL, CREASE_TRAVEL = 0.94, 0.4  # of the eye's opening, at a full blink
 FULL_CLOSURE = 0.75  # loss of eye opening that counts as closed: the mesh never reports quite 1
 
@@ -255,3 +261,17 @@ def transfer(neutral: np.ndarray, driver_neutral: np.ndarray, expression: np.nda
     middle = (out[INNER_UPPER] + out[INNER_LOWER]) / 2
     out[INNER_UPPER[crossed]] = out[INNER_LOWER[crossed]] = middle[crossed]
     return out
+
+
+def brow_moves(neutral: np.ndarray) -> np.ndarray:
+    """Displacements (2, 468, 3) of a face at rest (468, 3) with its brows fully raised, and with a full frown."""
+    brows = BROWS.ravel()
+    inwards = np.repeat([1.0, -1.0], BROWS.shape[1])  # the right brow is on the left
+    raised, frowning = np.zeros((2, len(brows), 3))
+    raised[:, 1] = -np.tile(BROW_RAISE, 4)
+    frowning[:, 1], frowning[:, 0] = np.tile(BROW_FROWN[0], 4), np.tile(BROW_FROWN[1], 4) * inwards
+    moves = np.stack([_falloff(neutral, brows, shift, reach=0.05) for shift in (raised, frowning)])
+    moves[:, brows] = [raised, frowning]
+    still = np.concatenate([LIPS, UPPER_LIDS.ravel(), LOWER_LIDS.ravel(), CREASES.ravel(), EYE_CORNERS.ravel()])
+    moves[:, np.setdiff1d(np.concatenate([STABLE, still]), brows)] = 0
+    return moves
