@@ -21,16 +21,13 @@ time limit, and stops when the minutes are over. Nothing that fails stops the re
 what came of it. On a machine without a GPU the steps that need one are left out, so that everything else can be tried
 anywhere.
 
-The script itself needs nothing but Python's standard library.
+The script itself and gpu_box.py beside it need nothing but Python's standard library.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -40,10 +37,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-SITE = Path(os.environ.get("SEMO_SITE", "/tmp/semo-site"))
-PIECE_BYTES = 8 << 20
-LOAD_BYTES = 48 << 20  # of pieces in one transfer
+try:
+    from semo_sdk.benchmarks import gpu_box
+except ImportError:  # run by its path where the package is not installed
+    import gpu_box
+
 # What a box with torch, onnx, onnxruntime, onnxscript, numpy, safetensors, typer, pillow, tqdm and cuda-bindings
 # lacks, the most needed first. torch, numpy and what else they name stay the box's own, but for WITH_NEEDS.
 WHEELS = (
@@ -58,7 +56,6 @@ WHEELS = (
     "onnxruntime-gpu",
 )
 WITH_NEEDS = frozenset({"pydantic", "c2pa-python"})  # these in the very versions that they ask for
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 @dataclass(frozen=True)
@@ -151,12 +148,8 @@ def steps(base: str, seconds: float) -> list[Step]:
 def run(out: Path, minutes: float, seconds: float, only: str) -> dict[str, Any]:
     """Does the steps whose name holds ``only``; what each wrote lies in ``out`` and, together, in ``session.json``."""
     out.mkdir(parents=True, exist_ok=True)
-    work = Path(os.environ.get("SEMO_WORK", "/tmp/semo-work"))
-    work.mkdir(parents=True, exist_ok=True)
-    site = install_tree()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(site), "XDG_CACHE_HOME": str(work / "cache")}
-    if site:
-        environment["PYTHONSAFEPATH"] = "1"  # this checkout's semo_sdk has no benchmarks inside; the copy has
+    work = gpu_box.work_folder()
+    environment = gpu_box.environment(work)
     until = time.monotonic() + 60 * minutes
     has_gpu = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"]).returncode == 0
     done: dict[str, Any] = {}
@@ -173,7 +166,7 @@ def run(out: Path, minutes: float, seconds: float, only: str) -> dict[str, Any]:
             done[step.name] = {"state": "left out", "why": "the time was over"}
         else:
             done[step.name] = _do(step, work, environment, min(left, 60 * step.minutes))
-        say(f"{step.name}: {done[step.name]['state']}")
+        gpu_box.say(f"{step.name}: {done[step.name]['state']}")
         summary = {"steps": done, "seconds_per_measurement": seconds}
         (out / "session.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     return done
@@ -187,7 +180,7 @@ def _do(step: Step, work: Path, environment: dict[str, str], seconds: float) -> 
     try:
         ended = subprocess.run(
             command,
-            cwd=ROOT,
+            cwd=gpu_box.ROOT,
             env=environment,
             text=True,
             timeout=seconds,
@@ -209,76 +202,12 @@ def _there(module: str, environment: dict[str, str]) -> bool:
     )
 
 
-def install_tree() -> list[str]:
-    """Folders for ``PYTHONPATH``: none where the package is installed, else a copy of this checkout and the wheels."""
-    if importlib.util.find_spec("semo_sdk") is not None and importlib.util.find_spec("semo_sdk.benchmarks") is not None:
-        return []
-    SITE.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(ROOT / "semo_sdk", SITE / "semo_sdk", dirs_exist_ok=True)
-    for name in ("export", "engines", "benchmarks"):
-        shutil.copytree(ROOT / name, SITE / "semo_sdk" / name, dirs_exist_ok=True)
-    return [str(SITE)]
-
-
 def pack(folder: Path) -> list[Path]:
-    """Downloads the wheels through pip and cuts them into pieces, with a list of their checksums.
-
-    Returns:
-        The loads: folders of pieces, each for one transfer.
-    """
-    base = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--python-version", "3.12"]
-    base += ["--implementation", "cp", *(word for platform in PLATFORMS for word in ("--platform", platform))]
-    wheels: list[Path] = []
-    for name in WHEELS:
-        fetched = folder / "wheels" / name
-        fetched.mkdir(parents=True, exist_ok=True)
-        subprocess.run([*base, *([] if name in WITH_NEEDS else ["--no-deps"]), "-d", str(fetched), name], check=True)
-        wheels += [w for w in sorted(fetched.glob("*.whl")) if w.name not in {other.name for other in wheels}]
-    loads: list[Path] = []
-    room = 0
-    for wheel in wheels:
-        data = wheel.read_bytes()
-        pieces = [data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
-        digest = hashlib.sha256(data).hexdigest()
-        listing = json.dumps({"sha256": digest, "pieces": len(pieces)}).encode()
-        files = [*((f"{wheel.name}.{number:03}", piece) for number, piece in enumerate(pieces))]
-        for name, part in (*files, (f"{wheel.name}.list", listing)):
-            if not loads or len(part) > room:
-                loads.append(folder / str(len(loads) + 1))
-                loads[-1].mkdir()
-                room = LOAD_BYTES
-            (loads[-1] / name).write_bytes(part)
-            room -= len(part)
+    """Downloads the wheels and cuts them into loads: folders of pieces, each for one transfer."""
+    wheels = gpu_box.download(WHEELS, WITH_NEEDS, folder / "wheels")
+    loads = gpu_box.cut(wheels, folder)
     shutil.rmtree(folder / "wheels")
     return loads
-
-
-def stow(folder: Path, kept: Path) -> list[str]:
-    """Keeps what came this time, and installs every wheel whose pieces are all there.
-
-    Returns:
-        Names of the wheels that were installed now.
-    """
-    kept.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        shutil.copy(path, kept / path.name)
-    whole = []
-    for listing in sorted(kept.glob("*.list")):
-        expected, name = json.loads(listing.read_text()), listing.name.removesuffix(".list")
-        pieces = [kept / f"{name}.{number:03}" for number in range(expected["pieces"])]
-        if not all(piece.is_file() for piece in pieces):
-            continue
-        data = b"".join(piece.read_bytes() for piece in pieces)
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise SystemExit(f"{name} was damaged on the way: send its pieces again")
-        (kept / name).write_bytes(data)
-        for path in (*pieces, listing):
-            path.unlink()
-        whole.append(name)
-    if whole:
-        install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade"]
-        subprocess.run([*install, "--target", str(SITE), *(str(kept / name) for name in whole)], check=True)
-    return whole
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -297,17 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.command == "pack":
         for load in pack(options.folder):
-            say(f"{load}: {', '.join(sorted({path.name.split('-')[0] for path in load.iterdir()}))}")
+            gpu_box.say(f"{load}: {', '.join(sorted({path.name.split('-')[0] for path in load.iterdir()}))}")
     elif options.command == "stow":
-        say(f"installed: {', '.join(stow(options.folder, options.kept)) or 'nothing yet'}")
+        installed = gpu_box.stow(options.folder, options.kept, gpu_box.work_folder())
+        gpu_box.say(f"installed: {', '.join(installed) or 'nothing yet'}")
     else:
         run(options.out, options.minutes, options.seconds, options.only)
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

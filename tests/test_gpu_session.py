@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from semo_sdk.backends import load_engines
-from semo_sdk.benchmarks import gpu_checks, gpu_session
+from semo_sdk.benchmarks import gpu_box, gpu_checks, gpu_session
 from semo_sdk.bundle import Bundle
 from semo_sdk.config import PRESETS, DecoderConfig
 from tests.conftest import TINY
@@ -20,7 +20,7 @@ from tests.conftest import TINY
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SEMO_WORK", str(tmp_path / "work"))
-    monkeypatch.setattr(gpu_session, "SITE", tmp_path / "site")
+    monkeypatch.setattr(gpu_box, "SITE", tmp_path / "site")
     return tmp_path
 
 
@@ -36,9 +36,9 @@ def test_wheels_travel_in_loads_and_are_installed_when_whole(work: Path, monkeyp
                 if name == "small.whl" or command[-1] == "large":
                     (folder / name).write_bytes(data)
 
-    monkeypatch.setattr(gpu_session.subprocess, "run", pip)
-    monkeypatch.setattr(gpu_session, "PIECE_BYTES", 1000)
-    monkeypatch.setattr(gpu_session, "LOAD_BYTES", 1500)
+    monkeypatch.setattr(gpu_box.subprocess, "run", pip)
+    monkeypatch.setattr(gpu_box, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(gpu_box, "LOAD_BYTES", 1500)
     monkeypatch.setattr(gpu_session, "WHEELS", ("small", "large"))
     monkeypatch.setattr(gpu_session, "WITH_NEEDS", frozenset({"small"}))
     loads = gpu_session.pack(work / "packed")
@@ -48,7 +48,7 @@ def test_wheels_travel_in_loads_and_are_installed_when_whole(work: Path, monkeyp
     assert all(sum(load) <= 1500 and max(load) <= 1000 for load in sizes)
     assert sum(map(len, sizes)) == 2 + 1 + 3, "two listings, a piece of one wheel and three of the other"
     kept = work / "kept"
-    installed = [gpu_session.stow(load, kept) for load in loads]
+    installed = [gpu_box.stow(load, kept, work) for load in loads]
     assert installed == [["small.whl"], [], ["large.whl"]]
     assert {name: (kept / name).read_bytes() for name in contents} == contents
     assert sum("install" in command for command in calls) == 2
@@ -60,7 +60,7 @@ def test_a_damaged_wheel_is_not_installed(work: Path) -> None:
     (sent / "a.whl.000").write_bytes(b"damaged")
     (sent / "a.whl.list").write_text(json.dumps({"sha256": "0" * 64, "pieces": 1}))
     with pytest.raises(SystemExit, match=r"a\.whl was damaged"):
-        gpu_session.stow(sent, work / "kept")
+        gpu_box.stow(sent, work / "kept", work)
 
 
 def test_steps_are_told_apart_and_their_commands_exist() -> None:
