@@ -15,6 +15,7 @@ pytest.importorskip("scipy")
 from semo_sdk.constants import FPS, IMAGE_SIZE  # noqa: E402
 from semo_sdk.training import puppet, puppet_assets, puppet_dataset, puppet_driver, puppet_gaze, puppet_plan  # noqa: E402
 from semo_sdk.training import puppet_geometry as geometry  # noqa: E402
+from semo_sdk.training.data import PuppetData  # noqa: E402
 from tests.puppet_tools import (  # noqa: E402
     NAMES,
     SIZE,
@@ -149,7 +150,14 @@ def test_groups_that_are_cut_off_are_whole_groups(
             truth = data["frames"][person, 4].astype(float)
             copied = np.abs(data["frames"][person, 0] - truth)[known].mean()
             assert known.sum() > 500 and np.abs(made - truth)[known].mean() < min(8.0, 0.6 * copied)
+        older = {name: meta[name] for name in meta if name not in ("cut", "gaze")}
+        (group / "meta.json").write_text(json.dumps(older))  # as versions wrote it that cut nothing off
     assert kinds == {True, False}
+    driver().save(tmp_path / "driver.npz")
+    batch = PuppetData(tmp_path).batch(np.random.default_rng(0), groups=2, identities=2, frames=2)
+    for known in (batch.field, batch.coarse, batch.opening, batch.mouth):
+        assert known.isfinite().all()
+    assert batch.field.abs().max() < 4  # halves of the image: points outside it stay near
 
 
 def test_large_faces_do_not_fold_at_the_edge(identities: list[puppet.Identity]) -> None:

@@ -225,6 +225,8 @@ def prepare_assets(grid_dir: Path, portraits_dir: Path, out_dir: Path, *, worker
     names, sizes = stored["names"][seen], stored["sizes"][seen]
     train = [path for path, fine in zip(tracks[:-HELD_OUT_CLIPS], good, strict=False) if fine]
     driver = _fit_driver(train, meshes[:, : puppet_geometry.MESH], out_dir / "driver.npz", grid_dir)
+    if not driver.brows(np.ones((1, 2))).any():
+        logger.warning("%s has no brows: they move as filmed; render into a new folder to have them", out_dir)
     _save_motion([path for path, fine in zip(tracks, good, strict=True) if fine], driver, grid_dir,
                  out_dir / "driver_cache.npz")  # fmt: skip
     keep = _usable(meshes, puppet_geometry.fit_pose(meshes, driver.canonical), sizes, driver.canonical)
