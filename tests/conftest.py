@@ -121,7 +121,7 @@ def random_model(config: SemoConfig) -> SemoModel:
                 torch.nn.init.normal_(parameter, std=0.02)
         if model.decoder.warp is not None:
             # the edges of wild paint would turn a rounding error into whole grey levels
-            model.decoder.warp.maps.out.weight.data *= 0.2
+            model.decoder.warp.maps.out.weight.data *= 0.1
     return model
 
 
