@@ -42,7 +42,7 @@ except ImportError:  # run by its path where the package is not installed
     import gpu_box
 
 # What a box with torch, numpy, scipy, opencv, safetensors, typer, pillow, tqdm and matplotlib lacks.
-WHEELS = ("pydantic", "openvino", "imageio-ffmpeg")
+WHEELS = ("pydantic", "openvino", "imageio-ffmpeg<0.7")  # a later one brings 38 MB more
 WITH_NEEDS = frozenset({"pydantic"})
 SHARD_BYTES = 15 << 20  # what comes back: files of at most 16 MiB, eight of them, 64 MiB together
 SHARDS = 4

@@ -93,7 +93,8 @@ class Run:
             plan = self.probe(stage, until, *fixed)
             if plan is None:
                 return False
-            steps = min(fitting_steps(plan, until - time.monotonic()), self.options.most * self.recipe_steps(stage))
+            most = self.options.most * int(recipe(getattr(self.options, stage), stage).loop.steps)
+            steps = min(fitting_steps(plan, until - time.monotonic()), most)
             if steps < LEAST:
                 say(f"{stage}: no time for {LEAST} steps of {plan['step']:.3f} s")
                 return False
@@ -122,13 +123,24 @@ class Run:
             kept.write_text(json.dumps({"step": seconds_per_step(rows), "start": start, "save": saving}))
         return dict(json.loads(kept.read_text(encoding="utf-8")))
 
-    def recipe_steps(self, stage: str) -> int:
-        """Steps of the recipe."""
-        from semo_sdk.cli.training import parse_settings, recipe
-        from semo_sdk.training import autoencoder, generator
 
-        kinds: Mapping[str, Any] = {"autoencoder": autoencoder.TrainConfig, "generator": generator.TrainConfig}
-        return int(parse_settings(kinds[stage], recipe(getattr(self.options, stage), stage), [], {}).loop.steps)
+def recipe(name: str, stage: str) -> Any:
+    """What ``semo train STAGE --config NAME`` trains with: a ``TrainConfig`` of that stage."""
+    from semo_sdk.config import load_config
+    from semo_sdk.training import autoencoder, generator
+
+    kinds: Mapping[str, Any] = {"autoencoder": autoencoder.TrainConfig, "generator": generator.TrainConfig}
+    folder = Path(autoencoder.__file__).parent / "recipes"
+    path = Path(name) if name.endswith(".json") else folder / f"{name}.{stage}.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(values.get("model"), str):
+        values["model"] = load_config(values["model"]).model_dump(mode="json")
+    return kinds[stage].model_validate(_merged(kinds[stage]().model_dump(mode="json"), values))
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = {k for k, value in new.items() if isinstance(value, Mapping) and isinstance(old.get(k), Mapping)}
+    return {**old, **new, **{k: _merged(old[k], new[k]) for k in both}}
 
 
 def seconds_per_step(rows: Sequence[Mapping[str, float]]) -> float:
@@ -183,9 +195,8 @@ def work(folder: Path, options: argparse.Namespace) -> None:
 
 def render(folder: Path, groups: int, config: str) -> None:
     """Puppets, and their landmarks, which the first stage would look for while the GPU waits."""
-    from semo_sdk.cli.training import parse_settings, recipe
     from semo_sdk.models.semo import SemoModel
-    from semo_sdk.training import autoencoder, puppet_dataset
+    from semo_sdk.training import puppet_dataset
     from semo_sdk.training.data import PuppetData
     from semo_sdk.training.reader import find_landmarks, load_face_mesh
 
@@ -193,7 +204,7 @@ def render(folder: Path, groups: int, config: str) -> None:
     workers = max(1, len(os.sched_getaffinity(0)) - 3)
     many = ["--groups", str(groups), "--workers", str(workers)]
     puppet_dataset.main([str(clips), str(portraits), str(puppets), *many])
-    chosen = parse_settings(autoencoder.TrainConfig, recipe(config, "autoencoder"), [], {})
+    chosen = recipe(config, "autoencoder")
     reader = SemoModel(chosen.model).reader
     if reader is not None:
         load_face_mesh(reader.mesh)
@@ -203,15 +214,13 @@ def render(folder: Path, groups: int, config: str) -> None:
 def prepare_motion(folder: Path, config: str) -> None:
     """Motion data, and the checkpoint to train the generator with, which needs no more of a first stage than an ear."""
     from semo_sdk.benchmarks.gpu_training_data import hear
-    from semo_sdk.cli.training import parse_settings, recipe
     from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
     from semo_sdk.models.semo import SemoModel
     from semo_sdk.models.whisper import load_whisper
-    from semo_sdk.training import autoencoder
     from semo_sdk.training.loop import best_device
 
     data, start = folder / "data", folder / "data" / "init.safetensors"
-    chosen = parse_settings(autoencoder.TrainConfig, recipe(config, "autoencoder"), [], {})
+    chosen = recipe(config, "autoencoder")
     model = load_checkpoint(start)[0] if start.is_file() else SemoModel(chosen.model)
     load_whisper(model.whisper, data / "whisper.safetensors")
     save_checkpoint(folder / "runs" / "heard.safetensors", model, {"stage": "autoencoder", "step": "0"})

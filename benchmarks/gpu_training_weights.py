@@ -29,7 +29,7 @@ def write_whole(runs: Path, out: Path) -> dict[str, str]:
 
     there = [path for path in (runs / FIRST, runs / SECOND) if path.is_file()]
     if not there:
-        raise CheckpointError(f"{runs} has no weights yet: they are saved {FIRST.parent} by {SECOND.parent}, in turn")
+        raise CheckpointError(f"{runs} has no weights yet: neither stage has come to its first save")
     model, about = load_checkpoint(there[0])
     if len(there) == 2:
         second, later = load_checkpoint(there[1])

@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load_file
 
 from semo_sdk.benchmarks import gpu_box, gpu_training, gpu_training_data, gpu_training_run, gpu_training_weights
+from semo_sdk.cli.training import parse_settings, recipe
 from semo_sdk.constants import SAMPLES_PER_FRAME
 from semo_sdk.errors import CheckpointError
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
 from semo_sdk.models.semo import SemoModel
-from semo_sdk.training import generator
+from semo_sdk.training import autoencoder, generator
 from semo_sdk.training.loop import LoopConfig
 from semo_sdk.training.motion_data import MotionData
 from semo_sdk.training.motion_prepare import HELD_OUT_CLIPS
@@ -132,6 +134,17 @@ def test_steps_are_as_many_as_the_time_has_room_for() -> None:
     took = 20 + steps * share + (gpu_training_run.SAVES + 1) * 3
     assert 600 * gpu_training_run.MARGIN - share <= took <= 600 * gpu_training_run.MARGIN
     assert gpu_training_run.fitting_steps(plan, 30) == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"), [("autoencoder", autoencoder.TrainConfig), ("generator", generator.TrainConfig)]
+)
+def test_recipes_are_read_as_the_command_reads_them(tmp_path: Path, stage: str, kind: type[BaseModel]) -> None:
+    own = tmp_path / "own.json"
+    own.write_text('{"loop": {"steps": 70}, "model": {"name": "mine"}}' if stage == "autoencoder" else '{"batch": 3}')
+    for name in ("semo-tiny", "semo-base", str(own)):
+        read = parse_settings(kind, recipe(name, stage), [], {})
+        assert gpu_training_run.recipe(name, stage) == read
 
 
 def test_what_takes_too_long_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
@@ -253,14 +266,14 @@ def test_from_data_to_a_checkpoint_as_on_a_box(
     loop = LoopConfig(steps=30, learning_rate=1e-3)
     second.write_text(generator.TrainConfig(generator=MODEL.generator, loop=loop, batch=4).model_dump_json())
     # one group more than there are: rendering fails, for portraits that are none, and nothing else does
-    settings = ["--minutes", "10", "--groups", "4", "--most", "1", "--probe", "10", "--share", "0.5"]
+    settings = ["--minutes", "60", "--groups", "4", "--most", "1", "--probe", "10", "--share", "0.5"]
     settings += ["--autoencoder", str(first), "--generator", str(second)]
 
     def once() -> tuple[str, Path]:
         subprocess.run([sys.executable, "-S", str(SCRIPT), "start", *settings], check=True)
         out = tmp_path / "out"
         shutil.rmtree(out, ignore_errors=True)
-        fetching = [sys.executable, "-S", str(SCRIPT), "fetch", "--wait", "600", "--out", str(out)]
+        fetching = [sys.executable, "-S", str(SCRIPT), "fetch", "--wait", "3600", "--out", str(out)]
         return subprocess.run(fetching, check=True, capture_output=True, text=True).stdout, out
 
     told, out = once()
