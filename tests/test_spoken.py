@@ -132,6 +132,14 @@ def test_lips_close_at_each_b_m_and_p_whatever_is_beside_it(learned: visemes.Vis
         assert np.array_equal(closed[:8], open_lips[:8])  # and nothing happens elsewhere
 
 
+def test_lips_rest_in_silence(learned: visemes.Visemes) -> None:
+    open_lips = np.tile(5 * learned.opening / np.square(learned.opening).sum(), (100, 1))
+    phones = [Phone("aa", 0, 1), Phone("pau", 1, 1.2), Phone("aa", 1.2, 2), Phone("pau", 2, 4)]
+    gap = learned.gap(learned.close(open_lips, phones))
+    assert (gap[52:] <= visemes.CLOSED_GAP + 1e-9).all()  # two seconds of it
+    assert (gap[:48] > 4).all()  # not in a short pause
+
+
 def test_what_opens_the_lips_is_read_off_the_driver(learned: visemes.Visemes, driver: Driver) -> None:
     expression = np.random.default_rng(3).standard_normal((7, 24))
     shape = driver.neutral + driver.decode(expression)
@@ -196,7 +204,9 @@ def test_recordings_are_films_at_other_speeds_then_synthetic_speech(
     def made(seed: int) -> list[spoken_data.Recording]:
         return list(spoken_data.recordings(tmp_path, tmp_path, motion, np.random.default_rng(seed), 3))
 
+    monkeypatch.setattr(spoken_data, "SILENT", 3)
     all_ = made(0)
+    assert [bool(r.pcm.any()) for r in all_[4:7]] == [True, True, False]  # every third is silent here
     assert [r.spoken for r in all_] == [False] * 4 + [True] * (3 + spoken_data.HELD_OUT_SENTENCES)
     assert [r.held_out for r in all_] == [False] * 7 + [True] * spoken_data.HELD_OUT_SENTENCES
     for name, r in zip(names, all_, strict=False):

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from semo_sdk.constants import POSE_SIZE, SAMPLES_PER_FRAME
+from semo_sdk.constants import POSE_SIZE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from semo_sdk.errors import InputError
 from semo_sdk.media.audio import load_audio
 from semo_sdk.training.puppet_driver import Driver
-from semo_sdk.training.spoken import HELD_OUT_VOICE, VOICES, Phone, Utterance, faster, say, sentences, transcript
+from semo_sdk.training.spoken import HELD_OUT_VOICE, PAUSE, VOICES, Phone, Utterance, faster, say, sentences, transcript
 from semo_sdk.training.visemes import LIPS, Visemes, align, fit_visemes
 
 __all__ = ["Recording", "recordings"]
@@ -27,6 +27,8 @@ SPEEDS = (0.85, 1.18)  # of films; pitch and formants go with it
 STRETCH = (0.85, 1.3)  # of synthetic speech
 PITCH = (0.9, 1.12)
 HELD_OUT_SENTENCES = 12  # the last ones
+SILENT = 12  # every twelfth synthetic recording says nothing: lips learn to rest for longer than a pause
+SILENCE = 8.0  # seconds of that
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def recordings(
         held_out = number >= count
         if held_out:
             said = say(text[number - count - HELD_OUT_SENTENCES], HELD_OUT_VOICE)
+        elif number % SILENT == SILENT - 1:
+            nothing = np.zeros(int(SILENCE * SAMPLE_RATE), np.float32)
+            said = Utterance(nothing, (Phone(PAUSE, 0.0, SILENCE),))
         else:
             pair = rng.choice(len(text) - HELD_OUT_SENTENCES, 2, replace=False)
             words = " ".join(text[i] for i in pair)

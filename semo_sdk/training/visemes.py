@@ -2,7 +2,8 @@
 
 Where the phones lie in a film is found by saying the same words with a synthetic voice and aligning the two sounds. A
 linear model then tells the expression from the phones around each frame; on words that it has never seen, a narrow
-context does better than a wide one. Lips close fully at b, m and p, whatever their neighbours: a mean would not.
+context does better than a wide one. Lips close fully at b, m and p, whatever their neighbours, and in silence: a mean
+would not.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ FEW = 20  # occurrences of a phone that are too few to learn it
 CLOSED = ("b", "m", "p")
 CLOSED_GAP = 0.001  # face heights between the inner lips: where the films have them at these phones
 CLOSING = 0.05  # seconds that lips take
+LONG_PAUSE = 0.3  # seconds of silence in which lips close too
 RATE = 4  # steps of the phones' time in a video frame: 100 a second
 BLURS = ((4, (-8, 0, 8)), (12, (0,)))  # deviation and places around a frame, in these steps
 RIDGE = 20.0
@@ -74,11 +76,11 @@ class Visemes:
         return np.asarray(self.rest + expression @ self.opening)
 
     def close(self, expression: np.ndarray, phones: Iterable[Phone]) -> np.ndarray:
-        """The same expression (frames, 24), with closed lips where b, m or p are said."""
+        """The same expression (frames, 24), with closed lips where b, m or p are said, and in long pauses."""
         times = (np.arange(len(expression)) + 0.5) / FPS
         shut = np.zeros(len(expression))
         for phone in phones:
-            if phone.name in CLOSED:
+            if phone.name in CLOSED or (phone.name == PAUSE and phone.end - phone.start > LONG_PAUSE):
                 away = np.maximum(np.maximum(phone.start - times, times - phone.end), 0)
                 shut = np.maximum(shut, 1 - away / CLOSING)
                 middle = int(FPS * (phone.start + phone.end) / 2)
