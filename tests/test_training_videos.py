@@ -225,7 +225,7 @@ def test_the_guides_commands_and_recipes_exist() -> None:
     commands = [line[line.index(start) + len(start) :].split() for line in lines for start in CALLS if start in line]
     assert len(commands) >= 7
     for words in commands:
-        name = words[:2] if words[0] in ("train", "data") else words[:1]
+        name = words[:2] if words[0] in ("train", "data", "bench") else words[:1]
         shown = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
         assert not [word for word in words if word.startswith("--") and word not in shown], words
     for name in re.findall(r"^\| `(semo-[a-z-]+)` \|", DOCS, re.MULTILINE):
