@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from semo_sdk.export import ParityReport
     from semo_sdk.models.semo import SemoModel
+    from semo_sdk.training.puppet import Identity
+    from semo_sdk.training.puppet_assets import Assets
     from tests.serving_tools import Running
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -132,6 +134,22 @@ def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    """What the puppet's tests render from; needs cv2."""
+    from tests.puppet_tools import make_assets
+
+    return make_assets(tmp_path_factory.mktemp("grid"))
+
+
+@pytest.fixture(scope="session")
+def identities() -> list[Identity]:
+    """Both example photos, ready to be animated as puppets; needs cv2."""
+    from tests.puppet_tools import make_identities
+
+    return make_identities()
 
 
 @pytest.fixture(scope="session")

@@ -38,16 +38,6 @@ def driver() -> puppet_driver.Driver:
     return puppet_tools.driver()
 
 
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
-    return puppet_tools.make_assets(tmp_path_factory.mktemp("grid"))
-
-
-@pytest.fixture(scope="module")
-def identities() -> list[puppet.Identity]:
-    return puppet_tools.make_identities()
-
-
 def test_pose_round_trip(canonical: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     poses = rng.uniform([-0.6, -0.5, -0.5, 60, 0, 0], [0.6, 0.5, 0.5, 200, 256, 256], (20, 6))

@@ -22,24 +22,12 @@ from tests.puppet_tools import (  # noqa: E402
     canonical,
     driver,
     load,
-    make_assets,
-    make_identities,
     mesh_of,
     meshes,
 )
 
 EYES = geometry.EYE_CORNERS.ravel()
 CENTRES = np.array([468, 473])  # of the irises
-
-
-@pytest.fixture(scope="module")
-def identities() -> list[puppet.Identity]:
-    return make_identities()
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> puppet_assets.Assets:
-    return make_assets(tmp_path_factory.mktemp("grid"))
 
 
 def plans(assets: puppet_assets.Assets, count: int) -> list[puppet_plan.Motion]:

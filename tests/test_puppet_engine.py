@@ -29,23 +29,11 @@ from tests.puppet_tools import (  # noqa: E402
     driver,
     film,
     load,
-    make_assets,
-    make_identities,
     mesh_of,
     meshes,
 )
 
 TURNED = np.radians(20.0)  # how far the portraits are turned that the engine still takes
-
-
-@pytest.fixture(scope="module")
-def identities() -> list[puppet.Identity]:
-    return make_identities()
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> puppet_assets.Assets:
-    return make_assets(tmp_path_factory.mktemp("grid"))
 
 
 @pytest.fixture(scope="module")
