@@ -126,21 +126,10 @@ class Run:
 
 def recipe(name: str, stage: str) -> Any:
     """What ``semo train STAGE --config NAME`` trains with: a ``TrainConfig`` of that stage."""
-    from semo_sdk.config import load_config
-    from semo_sdk.training import autoencoder, generator
+    from semo_sdk.training import autoencoder, generator, settings
 
     kinds: Mapping[str, Any] = {"autoencoder": autoencoder.TrainConfig, "generator": generator.TrainConfig}
-    folder = Path(autoencoder.__file__).parent / "recipes"
-    path = Path(name) if name.endswith(".json") else folder / f"{name}.{stage}.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(values.get("model"), str):
-        values["model"] = load_config(values["model"]).model_dump(mode="json")
-    return kinds[stage].model_validate(_merged(kinds[stage]().model_dump(mode="json"), values))
-
-
-def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    both = {k for k, value in new.items() if isinstance(value, Mapping) and isinstance(old.get(k), Mapping)}
-    return {**old, **new, **{k: _merged(old[k], new[k]) for k in both}}
+    return settings.parse_settings(kinds[stage], settings.recipe(name, stage))
 
 
 def seconds_per_step(rows: Sequence[Mapping[str, float]]) -> float:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from semo_sdk import __version__, cli, errors
 from semo_sdk.cli.outcome import exit_code, need, outcome
-from semo_sdk.cli.training import parse_settings
+from semo_sdk.training.settings import parse_settings
 
 ROOT = Path(__file__).parent.parent
 PHOTO, SPEECH = str(ROOT / "examples" / "portrait.jpg"), str(ROOT / "examples" / "grid.wav")
@@ -223,20 +223,20 @@ class Settings(BaseModel):
 def test_training_settings_come_from_file_then_key_value(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text('{"name": "file", "loop": {"rate": 0.5}}')
-    made = parse_settings(Settings, file, ["loop.steps=3", "name=semo tiny"], {"name": "base"})
+    made = parse_settings(Settings, file, ["loop.steps=3", "name=semo tiny"])
     assert made == Settings(loop=Loop(steps=3, rate=0.5, other=0.7), name="semo tiny")
 
 
 @pytest.mark.parametrize("setting", ["loop.stepz=3", "loop.steps=many", "steps", "name.deep=1"])
 def test_impossible_training_settings_are_named(setting: str) -> None:
     with pytest.raises(errors.ConfigError, match=re.escape(setting.split("=")[0].split(".")[0])):
-        parse_settings(Settings, None, [setting], {})
+        parse_settings(Settings, None, [setting])
 
 
 def test_a_broken_settings_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(errors.ConfigError, match="broken.json"):
-        parse_settings(Settings, tmp_path / "broken.json", [], {})
+        parse_settings(Settings, tmp_path / "broken.json")
 
 
 def test_train_without_data_fails_with_one_line(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 
 from semo_sdk.benchmarks import gpu_box, gpu_training, gpu_training_data, gpu_training_run, gpu_training_weights
-from semo_sdk.cli.training import parse_settings, recipe
 from semo_sdk.constants import SAMPLES_PER_FRAME
 from semo_sdk.errors import CheckpointError
 from semo_sdk.models.checkpoint import load_checkpoint, save_checkpoint
@@ -25,6 +24,7 @@ from semo_sdk.training import autoencoder, generator
 from semo_sdk.training.loop import LoopConfig
 from semo_sdk.training.motion_data import MotionData
 from semo_sdk.training.motion_prepare import HELD_OUT_CLIPS
+from semo_sdk.training.settings import parse_settings, recipe
 from semo_sdk.training.spoken_data import Recording
 from tests.test_training import MODEL, first_stage, puppets, write_clip
 
@@ -139,12 +139,12 @@ def test_steps_are_as_many_as_the_time_has_room_for() -> None:
 @pytest.mark.parametrize(
     ("stage", "kind"), [("autoencoder", autoencoder.TrainConfig), ("generator", generator.TrainConfig)]
 )
-def test_recipes_are_read_as_the_command_reads_them(tmp_path: Path, stage: str, kind: type[BaseModel]) -> None:
+def test_a_recipe_is_a_name_or_a_file(tmp_path: Path, stage: str, kind: type[BaseModel]) -> None:
     own = tmp_path / "own.json"
-    own.write_text('{"loop": {"steps": 70}, "model": {"name": "mine"}}' if stage == "autoencoder" else '{"batch": 3}')
-    for name in ("semo-tiny", "semo-base", str(own)):
-        read = parse_settings(kind, recipe(name, stage), [], {})
-        assert gpu_training_run.recipe(name, stage) == read
+    own.write_text('{"loop": {"steps": 70}}')
+    made = {name: gpu_training_run.recipe(name, stage) for name in ("semo-tiny", "semo-base", str(own))}
+    assert all(isinstance(config, kind) for config in made.values())
+    assert made["semo-base"].loop.steps > made["semo-tiny"].loop.steps > made[str(own)].loop.steps == 70
 
 
 def test_what_takes_too_long_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:

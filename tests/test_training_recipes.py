@@ -9,11 +9,11 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from semo_sdk.cli.training import parse_settings, recipe
 from semo_sdk.config import preset
 from semo_sdk.errors import ConfigError
 from semo_sdk.media.audio import load_audio
 from semo_sdk.training import autoencoder, generator
+from semo_sdk.training.settings import parse_settings, recipe
 from semo_sdk.training.videos_check import Crop, Problem, find_crop, speech_problem
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -69,7 +69,7 @@ def test_recipes_are_complete_and_those_of_semo_base_are_the_papers() -> None:
         (m, s) for m in ("semo-base", "semo-tiny") for s in ("autoencoder", "generator")
     }
     kinds: dict[str, type[BaseModel]] = {"autoencoder": autoencoder.TrainConfig, "generator": generator.TrainConfig}
-    made = {(n, s): parse_settings(kinds[s], recipe(n, s), [], {}) for n, s in names}
+    made = {(n, s): parse_settings(kinds[s], recipe(n, s)) for n, s in names}
     first, second = made["semo-base", "autoencoder"], made["semo-base", "generator"]
     assert isinstance(first, autoencoder.TrainConfig) and isinstance(second, generator.TrainConfig)
     assert first.model == preset("semo-base") and second.generator == preset("semo-base").generator
@@ -80,7 +80,7 @@ def test_recipes_are_complete_and_those_of_semo_base_are_the_papers() -> None:
     tiny = made["semo-tiny", "autoencoder"]
     assert isinstance(tiny, autoencoder.TrainConfig) and tiny.model == preset("semo-tiny")
     changed = parse_settings(
-        autoencoder.TrainConfig, recipe("semo-base", "autoencoder"), ["model.patch=4", "loop.steps=5"], {}
+        autoencoder.TrainConfig, recipe("semo-base", "autoencoder"), ["model.patch=4", "loop.steps=5"]
     )
     assert changed.model == preset("semo-base").model_copy(update={"patch": 4}) and changed.loop.warmup == 5000
     with pytest.raises(ConfigError, match="semo-base, semo-tiny"):

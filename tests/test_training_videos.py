@@ -14,7 +14,6 @@ import torch
 from typer.testing import CliRunner
 
 from semo_sdk.cli import app
-from semo_sdk.cli.training import recipe
 from semo_sdk.config import DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig, preset
 from semo_sdk.constants import SAMPLES_PER_FRAME
 from semo_sdk.errors import ConfigError, InputError
@@ -24,6 +23,7 @@ from semo_sdk.media.video import VideoWriter, read_video
 from semo_sdk.models.checkpoint import load_checkpoint
 from semo_sdk.training import autoencoder
 from semo_sdk.training.motion_data import MotionData
+from semo_sdk.training.settings import recipe
 from semo_sdk.training.videos import VideoData, read_frames
 from semo_sdk.training.videos_prepare import Options, find_videos, prepare_videos
 from tests.conftest import SMALL_AUDIO

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from semo_sdk.constants import FPS, MEL_HOP, SAMPLE_RATE
+from semo_sdk.config import AudioConfig
+from semo_sdk.constants import FPS, MEL_HOP, MEL_WINDOW, SAMPLE_RATE
 from semo_sdk.errors import InputError
 from semo_sdk.models.whisper import LogMel
 from semo_sdk.training import puppet_geometry as geometry
@@ -161,8 +162,8 @@ def _cepstra(pcm: np.ndarray) -> np.ndarray:
     """(frames, 2 * 16) mel cepstra and their slopes, without what the voice and the room have in common."""
     from scipy.fft import dct
 
-    padded = np.concatenate([np.zeros(240, np.float32), pcm])  # Whisper's analysis window less its hop
-    mel = LogMel(-4.0)(torch.from_numpy(padded)[None])[0].T.numpy()
+    padded = np.concatenate([np.zeros(MEL_WINDOW - MEL_HOP, np.float32), pcm])
+    mel = LogMel(AudioConfig().log_floor)(torch.from_numpy(padded)[None])[0].T.numpy()
     loud = mel.mean(1) > np.quantile(mel.mean(1), 0.3)
     mel = (mel - mel[loud].mean(0)) / (mel[loud].std(0) + 0.1)
     cepstra = dct(mel, axis=1, norm="ortho")[:, :CEPSTRA]
