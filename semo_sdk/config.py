@@ -138,7 +138,7 @@ class SemoConfig(Strict):
     @property
     def map_shape(self) -> tuple[int, int, int, int]:
         """The warp head's maps of a reference: levers, channels (offsets, place in a mouth, tint, opacity), cells."""
-        return self.decoder.warp_levers, 2 + 2 + 3 + PAINT_SCALE**2, self.warp_size, self.warp_size
+        return self.decoder.warp_levers, 2 + 2 + 4 + PAINT_SCALE**2, self.warp_size, self.warp_size
 
     @property
     def has_controls(self) -> bool:

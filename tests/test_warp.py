@@ -7,7 +7,7 @@ import torch
 from semo_sdk.models.graphs import graph_modules
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.models.vae import PatchVae
-from semo_sdk.models.warp import MOUTH_SIZE, Moved, WarpHead, look_up, move
+from semo_sdk.models.warp import MOUTH_SIZE, Moved, WarpHead, look_up, move, tinted
 from tests.conftest import TINY
 
 
@@ -29,12 +29,22 @@ def test_a_mouth_covers_only_where_the_head_is_sure() -> None:
     mouth[:, 0] = 0.6  # red right of its middle
     mouth[:, 0, :, : MOUTH_SIZE[1] // 2] = -1.0
     place = torch.linspace(-1, 1, 64).expand(1, 2, 64, 64).clone()
-    tint = torch.full((1, 3, 64, 64), -0.25)
+    tint = torch.tensor([[-0.25, -0.25, -0.25, 0.0]])
     painted = vae.decode(vae.warp(vae.encode(image), Moved(still, still, place, tint, logit, mouth)))
     torch.testing.assert_close(painted[:, :, :116], image[:, :, :116], atol=1e-4, rtol=0)
     left, right = painted[0, :, 124:132, 85:120], painted[0, :, 124:132, 135:170]
     torch.testing.assert_close(left, torch.tensor([-1.0, -0.25, -0.25])[:, None, None].expand_as(left))
     torch.testing.assert_close(right, torch.tensor([0.2, -0.25, -0.25])[:, None, None].expand_as(right))
+
+
+def test_a_mouth_takes_the_colours_of_the_portrait() -> None:
+    mouth = torch.rand(2, 3, *MOUTH_SIZE) * 2 - 1
+    same = torch.zeros(2, 4)
+    torch.testing.assert_close(tinted(mouth, same), mouth)
+    grey = tinted(mouth, torch.tensor([[0.0, 0.0, 0.0, -1.0]]).expand(2, 4))
+    torch.testing.assert_close(grey, mouth.mean(1, keepdim=True).expand_as(mouth))
+    warm = tinted(mouth, torch.tensor([[0.5, 0.0, -0.5, 0.0]]).expand(2, 4)) + 1
+    torch.testing.assert_close(warm, (mouth + 1) * torch.tensor([1.5, 1.0, 0.5])[:, None, None])
 
 
 def test_maps_are_looked_up_where_the_coarse_warp_comes_from() -> None:

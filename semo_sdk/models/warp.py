@@ -40,7 +40,7 @@ class Moved(NamedTuple):
         coarse: (B * n, 2, S, S) backward offsets of the head alone.
         offsets: (B * n, 2, S, S) all backward offsets, x and y.
         place: (B * n, 2, S, S) x and y in the mouth's picture, its edges at -1 and 1.
-        tint: (B * n, 3, S, S) what the mouth's colours (from black) are multiplied by, less 1.
+        tint: (B * n, 4) what the mouth's colours, from black, are multiplied by, and how colourful it is; both less 1.
         opacity: (B * n, 1, 2 S, 2 S) logit of how much of the mouth shows.
         mouth: (B * n, 3, 40, 56) picture of the inside of the mouth.
     """
@@ -99,9 +99,11 @@ class WarpHead(nn.Module):
         levers = self.levers(pair) + self.bend(pair)
         answer = (levers @ maps.flatten(2)).flatten(0, 1).unflatten(1, maps.shape[2:])
         coarse = coarse.float()
-        fine, place, tint = look_up(answer[:, :7], coarse).split((2, 2, 3), dim=1)
+        fine, place, tint = look_up(answer[:, :8], coarse).split((2, 2, 4), dim=1)
         wide = F.interpolate(coarse, scale_factor=PAINT_SCALE, mode="bilinear", align_corners=False)
-        logit = look_up(F.pixel_shuffle(answer[:, 7:], PAINT_SCALE), wide)
+        logit = look_up(F.pixel_shuffle(answer[:, 8:], PAINT_SCALE), wide)
+        shown = F.avg_pool2d(opacity(logit.detach()), PAINT_SCALE) + 1e-4
+        tint = (tint * shown).sum((2, 3)) / shown.sum((2, 3))  # one colour: teeth have no green edges
         return Moved(coarse, coarse + fine, place, tint, logit, self._mouth(motion).flatten(0, 1))
 
     def _mouth(self, motion: Tensor) -> Tensor:
@@ -190,9 +192,16 @@ def move(image: Tensor, offsets: Tensor) -> Tensor:
 
 def cover(image: Tensor, moved: Moved) -> Tensor:
     """Lays the inside of the mouth over an image (B, 3, H, W)."""
-    place, tint, logit = (enlarge(field, image.shape[-2:]) for field in (moved.place, moved.tint, moved.opacity))
-    colour = (sample(moved.mouth, place) + 1) * (1 + tint) - 1
-    return image + opacity(logit) * (colour - image)
+    place, logit = (enlarge(field, image.shape[-2:]) for field in (moved.place, moved.opacity))
+    return image + opacity(logit) * (sample(tinted(moved.mouth, moved.tint), place) - image)
+
+
+def tinted(mouth: Tensor, tint: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in the colours of a portrait, see :class:`Moved` (B, 4); float32."""
+    factor = 1 + tint.float()[:, :, None, None]
+    colour = mouth.float() + 1
+    grey = colour.mean(1, keepdim=True)
+    return (grey + (colour - grey) * factor[:, 3:]) * factor[:, :3] - 1
 
 
 def opacity(logit: Tensor) -> Tensor:

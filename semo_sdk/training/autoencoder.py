@@ -22,7 +22,7 @@ from semo_sdk.models.face_mesh import FaceReader
 from semo_sdk.models.layers import patchify
 from semo_sdk.models.motion_decoder import make_prior
 from semo_sdk.models.semo import SemoModel
-from semo_sdk.models.warp import SHY, Moved, sample
+from semo_sdk.models.warp import SHY, Moved, sample, tinted
 from semo_sdk.models.whisper import load_whisper
 from semo_sdk.training.data import Batch, PuppetBatch, PuppetData, Stills, on, read_ahead
 from semo_sdk.training.loop import LoopConfig, Trainer, best_device
@@ -160,8 +160,7 @@ class Stage1(nn.Module):
             goal = mouth_places(mouth, near.shape[-1])
             cells_of = cells_in_image(mouth)
             truth, shown = sample(image, cells_of), sample(opening, cells_of)
-        seen = (moved.mouth + 1) * (1 + sample(moved.tint, cells_of)) - 1
-        off = ((seen - truth).abs() * shown).sum() / (3 * shown.sum() + shown.shape[-1])
+        off = ((tinted(moved.mouth, moved.tint) - truth).abs() * shown).sum() / (3 * shown.sum() + shown.shape[-1])
         astray = ((moved.place - goal).abs().clamp(max=2.0) * near).sum() / (2 * near.sum() + near.shape[-1])
         return {
             "coarse": field_loss(moved.coarse, batch.coarse.flatten(0, 1), weight, COARSE_WEIGHT),
