@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semo_sdk.errors import ConfigError
-from semo_sdk.pipeline.controls import BLINK_EVERY, OVERSHOOT, adjust, check_controls, eye_closure
+from semo_sdk.pipeline.controls import BLINK_EVERY, LID_RESPONSE, OVERSHOOT, adjust, check_controls, eye_closure
 from semo_sdk.pipeline.reference import Reference
 
 WIDTH = 32
@@ -51,7 +51,7 @@ def test_a_blink_closes_the_eyes_and_opens_them_again(reference: Reference) -> N
     closure = shown(tokens, reference, blink=1.0) @ eyes / np.square(eyes).sum()
     assert closure.min() == 0 and abs(closure.max() - OVERSHOOT) < 1e-5 and closure[0] == closure[-1] == 0
     weak = shown(tokens, reference, blink=0.4) @ eyes / np.square(eyes).sum()
-    np.testing.assert_allclose(weak, 0.4 * closure, atol=1e-6)
+    np.testing.assert_allclose(weak, 0.4**LID_RESPONSE * closure, atol=1e-6)
 
 
 def test_blinks_depend_on_seed_and_frame_alone() -> None:

@@ -7,7 +7,7 @@ import torch
 from semo_sdk.models.graphs import graph_modules
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.models.vae import PatchVae
-from semo_sdk.models.warp import MOUTH_SIZE, Moved, WarpHead, look_up, move, tinted
+from semo_sdk.models.warp import MOUTH_SIZE, Moved, ReferenceMaps, WarpHead, look_up, move, tinted
 from tests.conftest import TINY
 
 
@@ -63,6 +63,20 @@ def test_maps_are_looked_up_where_the_coarse_warp_comes_from() -> None:
         levers = head.levers(pair) + head.bend(pair)
         answer = torch.einsum("nl,lchw->nchw", levers, maps[0, :, :2])
         torch.testing.assert_close(moved.offsets - moved.coarse, look_up(answer, moved.coarse), atol=1e-5, rtol=1e-4)
+
+
+def test_maps_see_places_whatever_level_their_features_have_drifted_to() -> None:
+    torch.manual_seed(0)
+    maps = ReferenceMaps(TINY)
+    torch.nn.init.normal_(maps.out.weight)
+    latents = torch.randn(1, TINY.latent_channels, TINY.latent_size, TINY.latent_size)
+    inputs = latents, torch.randn(1, TINY.grid**2, TINY.encoder.hidden)
+    with torch.no_grad():
+        before = maps(*inputs)
+        for block in maps.blocks:
+            block[-1].bias -= 30.0  # GELUs of such numbers are all zero
+        after = maps(*inputs)
+    assert after.std() > 0.5 * before.std()
 
 
 def test_an_untrained_warp_model_shows_the_portrait() -> None:

@@ -143,6 +143,7 @@ class ReferenceMaps(nn.Module):
             )
             for _ in range(3)
         )
+        self.norm = nn.GroupNorm(4, width)  # without it the sums drift below zero, and every GELU dies
         self.shape = config.map_shape
         self.out = nn.Conv2d(width, self.shape[0] * self.shape[1], 1)
         nn.init.zeros_(self.out.weight)
@@ -153,7 +154,7 @@ class ReferenceMaps(nn.Module):
         x = unpatchify(self.features(appearance), self.cells, self.grid) + self.image(latents)
         for block in self.blocks:
             x = x + block(x)
-        return self.out(F.gelu(x)).unflatten(1, self.shape[:2])
+        return self.out(F.gelu(self.norm(x))).unflatten(1, self.shape[:2])
 
 
 def add_lids(maps: Tensor, lids: Tensor) -> Tensor:
