@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from semo_sdk.config import DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
 from semo_sdk.constants import SAMPLES_PER_FRAME, TAUGHT_SIZE, WINDOW_SAMPLES
@@ -298,9 +299,21 @@ def test_teacher_writes_and_reads_the_same() -> None:
     )
 
 
-def test_a_self_supervised_first_stage_trains_too(puppets: Path, whisper: Path, tmp_path: Path) -> None:
+def test_a_self_supervised_first_stage_trains_too_and_in_mixed_precision(
+    puppets: Path, whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    linear = torch.nn.Linear.forward
+
+    def watched(self: torch.nn.Linear, x: Tensor) -> Tensor:
+        out = linear(self, x)
+        seen.add((self.weight.dtype, out.dtype))
+        return out
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
     path = autoencoder.train(first_stage(4, taught=False), puppets, tmp_path, whisper=whisper)
     assert load_checkpoint(path)[1]["step"] == "4"
+    assert seen == {(torch.float32, torch.bfloat16)}
 
 
 def test_the_flow_learns_last_from_a_warp_that_stays(puppets: Path, whisper: Path, tmp_path: Path) -> None:
