@@ -1,4 +1,4 @@
-"""How many steps the shipped weights need: quality of reconstruction and of speech by sampling steps.
+"""How many steps and how much guidance the shipped weights need: quality of reconstruction and of speech by them.
 
     python -m semo_sdk.benchmarks.ablations_steps --clips grid_s1 --others grid_validation --motion MOTION \\
         --out ablations.json
@@ -37,6 +37,7 @@ from semo_sdk.training.teacher import read
 
 DECODER_STEPS = (1, 2, 4)
 GENERATOR_STEPS = (1, 2, 4, 8, 16)
+GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 STRETCHES = (8, 24, 40, 56)  # first frames of what is made again of each clip
 LENGTH = 4  # frames of a stretch: the Temporal Align Module's window
 LEADING = slice(POSE_SIZE, POSE_SIZE + 2)  # of expression: jaw and lips
@@ -71,20 +72,23 @@ def decoder_steps(model: SemoModel, clips: Sequence[Footage]) -> list[dict[str, 
 
 
 @torch.no_grad()
-def generator_steps(model: SemoModel, data: MotionData, guidance: float) -> list[dict[str, float]]:
-    """Jaw and lips of freely generated motion by steps: correlation with the real clip's and range (made / real)."""
-    rows = []
-    for steps in GENERATOR_STEPS:
-        matched, ranges = [], []
-        for row in tqdm(data.held_out, desc=f"generator, steps {steps}"):
-            frames = torch.from_numpy(data.frames(row, None))
-            made = _speak(model, data, row, frames, steps, guidance)
-            real, ours = (read(x)[:, LEADING].numpy().T for x in (frames[: len(made)], made))
-            matched += [np.corrcoef(a, b)[0, 1] for a, b in zip(ours, real, strict=True)]
-            ranges += [a.std() / b.std() for a, b in zip(ours, real, strict=True)]
-        scores = {"correlation": np.mean(matched), "range": np.mean(ranges)}
-        rows.append({"steps": steps, "clips": len(data.held_out), **scores})
-    return [{key: round(float(value), 4) for key, value in row.items()} for row in rows]
+def generator_scores(model: SemoModel, data: MotionData, *, steps: int, guidance: float) -> dict[str, float]:
+    """Jaw and lips of freely generated motion: correlation with the real clips' and range (made / real).
+
+    ``spoken`` is the correlation for synthetic speech with the held-out voice and words, where the data has some.
+    """
+    scores: dict[str, list[float]] = {"correlation": [], "range": [], "spoken": []}
+    for row in tqdm(data.held_out, desc=f"generator, steps {steps}, guidance {guidance:g}"):
+        frames = torch.from_numpy(data.frames(row, None))
+        made = _speak(model, data, row, frames, steps, guidance)
+        real, ours = (read(x)[:, LEADING].numpy().T for x in (frames[: len(made)], made))
+        pairs = list(zip(ours, real, strict=True))
+        scores["spoken" if row.spoken else "correlation"] += [np.corrcoef(a, b)[0, 1] for a, b in pairs]
+        if not row.spoken:
+            scores["range"] += [a.std() / b.std() for a, b in pairs]
+    clips = sum(not row.spoken for row in data.held_out)
+    means = {name: round(float(np.mean(values)), 4) for name, values in scores.items() if values}
+    return {"steps": steps, "guidance": guidance, "clips": clips, **means}
 
 
 def _speak(model: SemoModel, data: MotionData, row: Any, frames: Tensor, steps: int, guidance: float) -> Tensor:
@@ -102,12 +106,11 @@ def _speak(model: SemoModel, data: MotionData, row: Any, frames: Tensor, steps: 
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Both tables."""
-    model, decoder, generator = (result[key] for key in ("model", "decoder", "generator"))
+    """The three tables."""
+    model, decoder, generator, guidance = (result[key] for key in ("model", "decoder", "generator", "guidance"))
     d_rows = [
         [f"{row['steps']:g}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['sharpness']:.2f}"] for row in decoder
     ]
-    g_rows = [[f"{row['steps']:g}", f"{row['correlation']:.3f}", f"{row['range']:.2f}"] for row in generator]
     return "\n\n".join(
         [
             f"Steps of the decoder, shipped weights of {model['name']} ({model['fingerprint'][:12]}; exported with "
@@ -115,9 +118,18 @@ def markdown(result: Mapping[str, Any]) -> str:
             table(["steps", "PSNR, dB", "SSIM", "sharpness, made / real"], d_rows),
             f"Steps of the generator, same weights (exported with {model['generator_steps']}, guidance "
             f"{model['guidance']:g}): jaw and lips of {generator[0]['clips']:g} held-out clips, from speech alone.",
-            table(["steps", "correlation with the real clip", "range, made / real"], g_rows),
+            _generator_table("steps", generator),
+            f"Guidance on the speech, same clips, {model['generator_steps']} steps:",
+            _generator_table("guidance", guidance),
         ]
     )
+
+
+def _generator_table(key: str, rows: Sequence[Mapping[str, float]]) -> str:
+    head = [key, "correlation with the real clip", "range, made / real", "new words in a new, synthetic voice"]
+    spoken = [f"{row['spoken']:.3f}" if "spoken" in row else "-" for row in rows]
+    cells = [[f"{row[key]:g}", f"{row['correlation']:.3f}", f"{row['range']:.2f}"] for row in rows]
+    return table(head, [[*cell, last] for cell, last in zip(cells, spoken, strict=True)])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,12 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     strangers = sorted(path for path in options.others.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     paths = [*held_out(options.clips, VIDEO_SUFFIXES, HELD_OUT_CLIPS, options.count), *strangers]
     motion = MotionData(options.motion)
-    guidance = model.config.generator.guidance
-    about = {"decoder_steps": model.config.decoder.steps, "generator_steps": model.config.generator.steps}
+    guidance, exported = model.config.generator.guidance, model.config.generator.steps
+    about = {"decoder_steps": model.config.decoder.steps, "generator_steps": exported}
     result = {
         "model": {"name": bundle.name, "fingerprint": bundle.fingerprint, "guidance": guidance, **about},
         "clips": len(paths),
-        "generator": generator_steps(model, motion, guidance),
+        "generator": [generator_scores(model, motion, steps=n, guidance=guidance) for n in GENERATOR_STEPS],
+        "guidance": [generator_scores(model, motion, steps=exported, guidance=g) for g in GUIDANCES],
         "decoder": decoder_steps(model, [load_footage(path, "steps") for path in paths]),
     }
     out: Path = options.out

@@ -83,6 +83,7 @@ def test_tables() -> None:
         "clips": 8,
         "decoder": [{"steps": 1, "psnr": 30.0, "ssim": 0.9, "sharpness": 0.8, "frames": 64}],
         "generator": [{"steps": 1, "correlation": 0.8, "range": 0.7, "clips": 10}],
+        "guidance": [{"guidance": 1.5, "correlation": 0.8, "range": 0.7, "spoken": 0.75, "clips": 10}],
     }
     text = ablations.markdown({"settings": settings, "arms": {"base": arm, "masked": encoder}, "steps": steps})
     assert "| base | 16.00 / 16.50 / 16.25 |" in text and "| copied reference | 15.0 |" in text
