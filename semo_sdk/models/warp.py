@@ -56,6 +56,8 @@ class Moved(NamedTuple):
 class WarpHead(nn.Module):
     """Backward warp and mouth from the reference's features and the pair of motions."""
 
+    bent: Tensor
+
     def __init__(self, config: SemoConfig) -> None:
         super().__init__()
         c = config.decoder
@@ -71,6 +73,8 @@ class WarpHead(nn.Module):
         self.respond = nn.Linear(c.hidden, POSE_LEVERS * 2 * self.cells**2)
         self.levers = nn.Linear(pair, c.warp_levers)
         self.bend = nn.Sequential(nn.Linear(pair, c.hidden), nn.SiLU(), nn.Linear(c.hidden, c.warp_levers))
+        # lids answer to how far the eyes are closed, and to nothing else: blinks are rare, a bend learns to undo them
+        self.register_buffer("bent", (torch.arange(c.warp_levers) != BLINK_LEVER).float(), persistent=False)
         self.maps = ReferenceMaps(config)
         self.mix = nn.Sequential(
             nn.Linear(config.motion_dim, c.hidden),
@@ -96,7 +100,7 @@ class WarpHead(nn.Module):
         frames = motion.shape[1]
         pair = torch.cat([reference_motion.expand(-1, frames, -1), motion - reference_motion], dim=-1)
         coarse = self._coarse(appearance, pair)
-        levers = self.levers(pair) + self.bend(pair)
+        levers = self.levers(pair) + self.bent * self.bend(pair)
         answer = (levers @ maps.flatten(2)).flatten(0, 1).unflatten(1, maps.shape[2:])
         coarse = coarse.float()
         fine, place, tint = look_up(answer[:, :8], coarse).split((2, 2, 4), dim=1)

@@ -17,8 +17,8 @@ __all__ = ["HEAD_MOTION_MAX", "adjust", "changes", "check_controls", "eye_closur
 
 HEAD_MOTION_MAX = 2.0
 BLINK_SHAPE = np.array([0.4, 0.9, 1.0, 1.0, 0.75, 0.4, 0.12])  # closure of the eyes, frame by frame
-OVERSHOOT = 1.1  # of the closing: the landmarks of lids lie a little inside the eye
-LID_RESPONSE = 0.7  # lids follow a small change of the token less than a large one: its power that halves their way
+OVERSHOOT = 1.25  # of the closing: the landmarks of lids lie a little inside the eye
+LID_RESPONSE = 0.6  # power of the strength: lids follow a small change of the token less than a large one
 BLINK_EVERY = 92  # frames: one blink at a random moment of each such stretch, 16 a minute
 
 
