@@ -36,7 +36,8 @@ def cases(first: Animator, second: Animator, speech: Path) -> Iterator[tuple[str
     widest = loud[np.nanargmax(mouth.track_face(loud).mouth)]
     yield "expressiveness 4, twice as much as usual", first.portrait.crop, _moments(loud)
     gaping = first.with_portrait(widest)
-    yield "a portrait with an open mouth (a frame of the row above)", widest, _moments(gaping.from_audio(speech).frames)
+    title = "a portrait with an open mouth (a frame of the row above): its lips are closed first"
+    yield title, widest, _moments(gaping.from_audio(speech).frames)
 
     covered = _covered(second)
     masked = first.with_portrait(covered)

@@ -16,6 +16,7 @@ from semo_sdk.constants import IMAGE_SIZE
 from semo_sdk.errors import AmbiguousFaceError, FaceTooSmallError, ImageError, NoFaceError
 from semo_sdk.media.advice import advise
 from semo_sdk.media.face import Face, FaceDetector, FaceMesh, Landmarks
+from semo_sdk.media.lips import close_lips
 from semo_sdk.media.paste import Paster
 from semo_sdk.media.photo import load_image
 
@@ -145,13 +146,17 @@ def crop_square(image: np.ndarray, box: tuple[float, float, float], size: int = 
 
 
 def find_portrait(photo: np.ndarray, face_index: int | None = None, crop_scale: float = 2.0) -> Portrait:
-    """Finds the face to animate and crops around it.
+    """Finds the face to animate, closes its lips and crops around it.
 
     Args:
         photo: (H, W, 3) uint8 RGB, as :func:`load_image` gives it.
         face_index: which face when there are several: 0 is the largest. None takes the largest one if no other is
             nearly as large.
         crop_scale: side of the square crop in face heights, 1.2 to 4.
+
+    Returns:
+        The portrait. Where its lips were apart they are together now, in the photo as well
+        (:func:`~semo_sdk.media.lips.close_lips`).
 
     Raises:
         NoFaceError: no face, or no face of that number.
@@ -184,7 +189,9 @@ def find_portrait(photo: np.ndarray, face_index: int | None = None, crop_scale: 
             "what looks like a face is too turned, covered or blurred to be measured: give a photo that shows the "
             f"face from the front\n{_list([face])}"
         )
-    box = face_square(landmarks.points, crop_scale)
+    photo, points = close_lips(photo, landmarks.points)
+    landmarks = Landmarks(points, landmarks.presence)
+    box = face_square(points, crop_scale)
     return Portrait(crop_square(photo, box), photo, box, face, landmarks)
 
 

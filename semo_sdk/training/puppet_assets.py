@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from semo_sdk.errors import ConfigError
+from semo_sdk.media.lips import close_lips
 from semo_sdk.training import puppet_driver, puppet_geometry
 from semo_sdk.training.puppet_driver import Driver, DriverClip
 
@@ -32,7 +33,7 @@ FIT_CLIPS = 160  # clips that the driver's model is fitted on
 MAX_LOST = 2  # frames without a face that a clip may have
 MAX_YAW, MAX_PITCH, MAX_ROLL = 20.0, 18.0, 20.0  # degrees
 MIN_FACE = 115.0  # face height in pixels
-MAX_GAP = 0.035  # inner-lip gap in face heights: wider ones show teeth that no warp can hide
+MAX_GAP = 0.12  # inner-lip gap in face heights: wider mouths look forced when they are closed
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,10 @@ class Assets:
         return f"{self.names[index]}{':mirror' if self.mirrored[index] else ''}"
 
     def portrait(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Photo (H, W, 3) uint8 RGB and its mesh (478, 3)."""
+        """Photo (H, W, 3) uint8 RGB and its mesh (478, 3), lips closed as those of every portrait that is animated."""
         photo = read_photo(self.portraits_dir / str(self.names[index]))
-        return np.ascontiguousarray(photo[:, ::-1]) if self.mirrored[index] else photo, self.meshes[index]
+        photo = np.ascontiguousarray(photo[:, ::-1]) if self.mirrored[index] else photo
+        return close_lips(photo, self.meshes[index])
 
     def clip(self, name: str) -> DriverClip:
         """Motion of a clip."""
