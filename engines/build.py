@@ -27,9 +27,11 @@ from semo_sdk.backends.engine_files import (
 )
 from semo_sdk.backends.tensorrt_api import Flavour, Gpu, gpu, installed_flavours, load_flavour
 from semo_sdk.bundle import Bundle
+from semo_sdk.engines.calibrate import Calibration, drawn_calibration, open_calibration
 from semo_sdk.engines.check import Samples, build_safely, make_samples
 from semo_sdk.engines.compile import compile_graph
-from semo_sdk.engines.plan import STORED, GraphPlan, plan_graph
+from semo_sdk.engines.draft import Draft, draft_graphs
+from semo_sdk.engines.plan import QUANTISED, SAFER, STORED, GraphPlan, plan_graph
 from semo_sdk.engines.precision import graph_bytes
 from semo_sdk.engines.recipes import PRECISIONS, Recipe, choose_recipe
 from semo_sdk.errors import ConfigError, EngineMismatchError
@@ -81,23 +83,30 @@ def build_engines(
     max_sessions: int | None = None,
     force: bool = False,
     progress: bool = False,
+    calibrate: tuple[str | Path, str | Path] | None = None,
 ) -> BuildReport:
     """Builds a bundle's graphs with TensorRT or TensorRT-RTX.
 
     On a machine with the target's GPU every engine is run beside ONNX Runtime; a graph whose numbers are off is built
     again in a safer precision. Engines that were built before, from and for exactly the same things, are kept.
+    Quantised graphs (int8, fp8) are checked on ONNX Runtime before, on every machine.
 
     Args:
         bundle: an open bundle, its folder, or the name of an embedded one.
         out: the engines go to ``out/engines/<key>``; None = the user's cache, where backend "tensorrt" finds them.
         target: a recipe ("rtx-portable", "rtx", "h100", "l4"...), or "auto" for this machine's GPU.
-        precision: "fp16", "bf16", "fp32", or "auto" for the recipe's.
+        precision: "fp16", "bf16", "fp32", "int8", "fp8", or "auto" for the recipe's.
         max_sessions: largest batch of live sessions in one launch; None = the recipe's.
         force: build also what is there already.
         progress: show a bar on stderr.
+        calibrate: a photo and speech that int8 and fp8 take the ranges of activations from; None = drawn faces and a
+            synthetic voice, which are further from what the model will meet.
 
     Raises:
-        ConfigError: unknown target or precision, or impossible ``max_sessions``.
+        ConfigError: unknown target or precision, impossible ``max_sessions``, fp8 for a GPU without it, or
+            ``calibrate`` for a precision without ranges.
+        ImageError, AudioError: a photo or speech to calibrate with that cannot be used.
+        MissingDependencyError: what bf16, int8 or fp8 are made with is not installed.
         BackendUnavailableError: TensorRT or the GPU that the target needs is missing; the message says what to do.
         EngineMismatchError: the target is for another GPU, or a graph does not fit this semo-sdk.
         EngineError: TensorRT refuses a graph, or its numbers are wrong in every precision.
@@ -111,14 +120,20 @@ def build_engines(
     sessions = recipe.max_sessions if max_sessions is None else max_sessions
     if not 1 <= sessions <= MAX_SESSIONS:
         raise ConfigError(f"max_sessions is {sessions}; give 1 to {MAX_SESSIONS}")
-    device = recipe.device(device_here)
+    device = recipe.device(device_here, precision)
     flavour = load_flavour(recipe.flavour)
-    plans = {
-        name: plan_graph(
-            bundle, spec, recipe=recipe, flavour=flavour, device=device, precision=precision, sessions=sessions
-        )
-        for name, spec in specs.items()
-    }
+    calibration = _calibration(precision, calibrate)
+    plan = partial(
+        plan_graph,
+        bundle,
+        recipe=recipe,
+        flavour=flavour,
+        device=device,
+        precision=precision,
+        sessions=sessions,
+        calibration=calibration.digest if calibration else None,
+    )
+    plans = {name: plan(spec) for name, spec in specs.items()}
     key = set_key({name: parts_key(plan.parts) for name, plan in plans.items()})
     folder = Path(out if out is not None else cache_folder()) / ENGINES_FOLDER / key
     if not force:
@@ -126,13 +141,14 @@ def build_engines(
         if found is not None:
             return BuildReport(folder, found, reused=True)
     started = perf_counter()
-    runs_here = device_here is not None and recipe.fits(device_here)
+    drafts = draft_graphs(bundle, precision, calibration) if calibration else {}
+    runs_here = device_here is not None and device_here.compute_capability in device.compute_capabilities
     samples = _samples(bundle, min(2, sessions)) if runs_here else None
     timings = folder.parent / f"timing-{re.sub('[^A-Za-z0-9.]+', '-', f'{flavour.version}-{device.gpu}')}.cache"
     with replacing_folder(folder) as work:
         open_engine = partial(_open, flavour) if runs_here else None
         engines = {
-            name: _build(bundle, plan, flavour, work, open_engine, samples, timings, progress)
+            name: _build(bundle, plan, flavour, work, open_engine, samples, timings, progress, drafts.get(name))
             for name, plan in plans.items()
         }
         manifest = EngineManifest(
@@ -161,9 +177,17 @@ def check_precision(precision: str, recipe: Recipe) -> str:
     if precision == "auto":
         return recipe.precision
     if precision not in PRECISIONS:
-        why = " is not implemented: bundles hold no quantised graphs" if precision in ("int8", "fp8") else " is unknown"
-        raise ConfigError(f"precision {precision!r}{why}; choose auto, {', '.join(PRECISIONS)}")
+        raise ConfigError(f"precision {precision!r} is unknown; choose auto, {', '.join(PRECISIONS)}")
     return precision
+
+
+def _calibration(precision: str, given: tuple[str | Path, str | Path] | None) -> Calibration | None:
+    """What to calibrate with, for precisions that need it."""
+    if precision in QUANTISED:
+        return open_calibration(*given) if given else drawn_calibration()
+    if given:
+        raise ConfigError(f"precision {precision!r} needs no calibration; it is for {', '.join(sorted(QUANTISED))}")
+    return None
 
 
 def _build(
@@ -175,19 +199,25 @@ def _build(
     samples: Samples | None,
     timings: Path,
     progress: bool,
+    draft: Draft | None,
 ) -> EngineFile:
-    """Builds and writes one engine."""
+    """Builds and writes one engine; ``draft`` is the quantised graph, if that is what was asked for."""
     from tqdm import tqdm
 
     started, name = perf_counter(), plan.spec.name
 
     def build(precision: str) -> Any:
-        onnx, path = graph_bytes(bundle, name, precision)
+        onnx, path = graph_bytes(bundle, name, STORED[precision] if precision in QUANTISED else precision)
+        if draft is not None and draft.model is not None and precision in QUANTISED:
+            onnx = draft.model
         with tqdm(desc=f"{name} {precision}", total=0, unit="step", leave=False, disable=not progress) as bar:
             return compile_graph(flavour, plan, onnx, path, bar=bar, timing_cache=timings)
 
     opener = None if open_engine is None else partial(open_engine, plan.spec)
-    compiled, precision, attempts = build_safely(plan.spec, plan.precision, build, opener, samples)
+    first = plan.precision if draft is None or draft.model is not None else SAFER[plan.precision]
+    compiled, precision, attempts = build_safely(plan.spec, first, build, opener, samples)
+    if draft is not None:
+        attempts = (draft.attempt, *attempts)
     file = f"{name}.engine"
     (work / file).write_bytes(compiled.data)
     return EngineFile(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,14 +13,22 @@ from semo_sdk.backends.engine_files import Attempt
 from semo_sdk.config import SemoConfig
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, SAMPLE_RATE
 from semo_sdk.engines.compile import Compiled, precision_name
-from semo_sdk.engines.plan import SAFER
+from semo_sdk.engines.plan import QUANTISED, SAFER
 from semo_sdk.errors import EngineError
 
 log = logging.getLogger(__name__)
 
 # precision -> largest mean error: of floats relative to the root mean square of ONNX Runtime's output, of frames in
-# grey levels of 255. A wrong engine (outputs swapped, an overflow, a mask ignored) is off by 0.3 and more.
-MEAN_LIMITS = {"fp32": (1e-3, 0.05), "fp16": (2e-2, 1.0), "bf16": (6e-2, 3.0)}
+# grey levels of 255. A wrong engine (outputs swapped, an overflow, a mask ignored) is off by 0.3 and more. Eight bits
+# are not wrong but coarse, so their limits say what cannot be seen: frames that are off by 0.3 grey levels have 48 dB
+# and more; with one layer too many in int8 semo-tiny's are off by 0.8, and outlines jump by 40 levels.
+MEAN_LIMITS = {
+    "fp32": (1e-3, 0.05),
+    "fp16": (2e-2, 1.0),
+    "bf16": (6e-2, 3.0),
+    "int8": (1e-2, 0.3),
+    "fp8": (1e-2, 0.3),
+}
 
 
 @dataclass(frozen=True)
@@ -67,10 +75,8 @@ def _draw(name: str, shape: tuple[int, ...], generator: np.random.Generator, con
     if name in ("image", "frames"):  # models that look for a face amplify rounding where there is none
         faces = [draw_face(shape[-2], *generator.uniform(-0.02, 0.02, 2)) for _ in range(int(np.prod(shape[:-3])))]
         return np.stack(faces).reshape(shape)
-    if name == "pcm":  # a harmonic voice in syllables
-        t = np.arange(shape[-1]) / SAMPLE_RATE
-        voice = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 12)) * np.clip(np.sin(20 * t), 0, 1)
-        return np.broadcast_to((0.1 * voice).astype(np.float32), shape)
+    if name == "pcm":
+        return np.broadcast_to(draw_voice(shape[-1]), shape)
     if name == "available":
         return np.full(shape, CHUNK_FRAMES, np.int64)
     if name == "guidance":
@@ -110,14 +116,30 @@ def draw_face(size: int, shift: float = 0.0, opening: float = 0.0) -> np.ndarray
     return np.rint(picture).astype(np.uint8)
 
 
+def draw_voice(samples: int) -> np.ndarray:
+    """(samples,) float32 mono 16 kHz in [-1, 1]: a harmonic voice in syllables."""
+    t = np.arange(samples) / SAMPLE_RATE
+    voice = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 12)) * np.clip(np.sin(20 * t), 0, 1)
+    return (0.1 * voice).astype(np.float32)
+
+
+def mean_errors(spec: GraphSpec, expected: Arrays, found: Arrays) -> dict[str, float]:
+    """Mean error of each output as ``MEAN_LIMITS`` counts it; NaN or infinite where a number is."""
+    errors = {}
+    for t in spec.outputs:
+        a, b = expected[t.name].astype(np.float64), found[t.name].astype(np.float64)
+        scale = 1.0 if t.dtype == "uint8" else float(np.sqrt(np.mean(a**2))) or 1.0
+        errors[t.name] = float(np.abs(a - b).mean()) / scale
+    return errors
+
+
 def compare(spec: GraphSpec, precision: str, expected: Arrays, found: Arrays) -> Attempt:
     """Whether every output is finite and close enough for ``precision``."""
     worst, passed = [], True
     for t in spec.outputs:
-        a, b = expected[t.name].astype(np.float64), found[t.name].astype(np.float64)
+        a, b = expected[t.name], found[t.name]
         is_frames = t.dtype == "uint8"
         limit = MEAN_LIMITS[precision][is_frames]
-        unit = " grey levels" if is_frames else ""
         if a.shape != b.shape:
             passed = False
             worst.append(f"{t.name}: shape {b.shape} instead of {a.shape}")
@@ -127,11 +149,17 @@ def compare(spec: GraphSpec, precision: str, expected: Arrays, found: Arrays) ->
             passed = False
             worst.append(f"{t.name}: {bad} of {b.size} numbers are NaN or infinite")
             continue
-        scale = 1.0 if is_frames else float(np.sqrt(np.mean(a**2))) or 1.0
-        error = float(np.abs(a - b).mean()) / scale
+        error = mean_errors(replace(spec, outputs=(t,)), expected, found)[t.name]
         passed &= error <= limit
+        unit = f" grey levels, PSNR {psnr(a, b):.1f} dB" if is_frames else ""
         worst.append(f"{t.name}: mean error {error:.2g}{unit} (limit {limit:g})")
     return Attempt(precision=precision, passed=passed, detail="; ".join(worst))
+
+
+def psnr(expected: np.ndarray, found: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 pictures, in dB; 99 where they are the same."""
+    squares = float(np.mean((expected.astype(np.float64) - found.astype(np.float64)) ** 2))
+    return min(99.0, 10 * float(np.log10(255**2 / squares))) if squares else 99.0
 
 
 def build_safely(
@@ -153,7 +181,7 @@ def build_safely(
 
     Returns:
         The engine, the precision of most of its matrix products (a graph keeps in float32 what is delicate, and that
-        may be most of them), and all attempts.
+        may be most of them) or int8 or fp8 if some of them have it, and all attempts.
 
     Raises:
         EngineError: the network computes in less than was asked for, or the numbers are off in float32 too.
@@ -161,9 +189,14 @@ def build_safely(
     attempts: list[Attempt] = []
     while True:
         compiled = build(precision)
-        if others := sorted(set(map(precision_name, compiled.arithmetic)) - {precision, "fp32"}):
+        found_in = set(map(precision_name, compiled.arithmetic))
+        if others := sorted(found_in - {precision, "fp32", *(["fp16"] if precision in QUANTISED else [])}):
             raise EngineError(f"graph {spec.name!r} was asked for in {precision} and computes in {', '.join(others)}")
-        actual = compiled.precision if compiled.arithmetic else precision
+        if precision in QUANTISED and precision not in found_in:
+            raise EngineError(
+                f"graph {spec.name!r} was asked for in {precision}, and no product of it computes in that"
+            )
+        actual = precision if precision in QUANTISED or not compiled.arithmetic else compiled.precision
         if open_engine is None or samples is None:
             detail = "names, types and shapes checked; numbers not: there is no GPU for it here"
             return compiled, actual, (*attempts, Attempt(precision=precision, passed=True, detail=detail))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +19,7 @@ from semo_sdk.files import replacing
 log = logging.getLogger(__name__)
 
 # numpy names of element types -> our names of precisions
-PRECISION_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+PRECISION_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float8_e4m3fn": "fp8"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Compiled:
     Attributes:
         data: the engine.
         arithmetic: how many matrix products and convolutions compute in each element type ("float16": 40). The network
-            is strongly typed, so this is what the engine does, not what it was allowed to do.
+            is strongly typed, so this is what the engine does, not what it was allowed to do. A product is one of int8
+            or float8 if both of its inputs were: whether the GPU has a kernel for it is seen on the GPU alone.
         seconds: of parsing and building.
     """
 
@@ -98,9 +100,23 @@ def arithmetic(trt: Any, network: Any) -> dict[str, int]:
     """How many matrix products, convolutions and attentions of a network compute in each element type."""
     names = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_OUTPUT")
     heavy = {getattr(trt.LayerType, name) for name in names if hasattr(trt.LayerType, name)}
-    layers = (network.get_layer(i) for i in range(network.num_layers))
-    found = Counter(layer.get_output(0).dtype.name for layer in layers if layer.type in heavy)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    makers = {layer.get_output(k).name: layer for layer in layers for k in range(layer.num_outputs)}
+    found = Counter(_element(trt, layer, makers) for layer in layers if layer.type in heavy)
     return {DTYPES.get(dtype, dtype): count for dtype, count in found.most_common()}
+
+
+def _element(trt: Any, layer: Any, makers: Mapping[str, Any]) -> str:
+    """TensorRT's name of the type that a product computes in: that of its inputs before they were dequantised."""
+    types = set()
+    for i in range(min(2, layer.num_inputs)):
+        maker = makers.get(layer.get_input(i).name)
+        while maker is not None and maker.type == trt.LayerType.SHUFFLE:  # a transposed weight
+            maker = makers.get(maker.get_input(0).name)
+        if maker is None or maker.type != trt.LayerType.DEQUANTIZE:
+            return str(layer.get_output(0).dtype.name)
+        types.add(maker.get_input(0).dtype.name)
+    return str(types.pop() if len(types) == 1 else layer.get_output(0).dtype.name)
 
 
 def _config(flavour: Flavour, builder: Any, plan: GraphPlan) -> Any:

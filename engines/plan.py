@@ -18,9 +18,18 @@ Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]  # input -> smallest, most common and largest shape
 
 # What a graph is built in when its numbers are off: more range first (bf16), then more of everything.
-SAFER = {"fp16": "bf16", "bf16": "fp32"}
+SAFER = {"int8": "fp16", "fp8": "fp16", "fp16": "bf16", "bf16": "fp32"}
 # The bundle's graph that a precision is made from. bfloat16 comes from float16: what is delicate is float32 there.
-STORED = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp16"}
+STORED = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp16", "int8": "fp16", "fp8": "fp16"}
+# Precisions that a bundle's graphs are quantised to, and the largest number that each has.
+LARGEST = {"int8": 127.0, "fp8": 448.0}
+QUANTISED = frozenset(LARGEST)
+# Graphs that are never quantised, and why: measured with semo-tiny, docs/engines.md has the numbers.
+SPARED = {
+    "reference": "stays in fp16: it runs once per portrait",
+    "audio": "stays in fp16: speech features do not survive eight bits",
+    "motion": "stays in fp16: its errors add up from pass to pass",
+}
 BATCH_AXIS = "B"
 
 
@@ -64,9 +73,17 @@ def first_precision(graph: str, precision: str) -> str:
 
 
 def plan_graph(
-    bundle: Bundle, spec: GraphSpec, *, recipe: Recipe, flavour: Flavour, device: Device, precision: str, sessions: int
+    bundle: Bundle,
+    spec: GraphSpec,
+    *,
+    recipe: Recipe,
+    flavour: Flavour,
+    device: Device,
+    precision: str,
+    sessions: int,
+    calibration: str | None = None,
 ) -> GraphPlan:
-    """How to build one graph of a bundle.
+    """How to build one graph of a bundle; ``calibration`` is the digest of what a quantised one is calibrated with.
 
     Raises:
         BundleError: the bundle lacks the graph in that precision.
@@ -88,7 +105,8 @@ def plan_graph(
             for which, shape in zip(("min", "opt", "max"), three, strict=True)
         },
         sdk_version=sdk_version(),
-        settings={"optimization_level": recipe.optimization_level},
+        settings={"optimization_level": recipe.optimization_level}
+        | ({"calibration": calibration} if calibration is not None else {}),
     )
     capabilities = device.compute_capabilities if recipe.is_portable else ()
     return GraphPlan(spec, first, shapes, parts, recipe.optimization_level, capabilities)

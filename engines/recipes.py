@@ -12,7 +12,8 @@ from semo_sdk.backends.engine_files import Device
 from semo_sdk.backends.tensorrt_api import Flavour, Gpu
 from semo_sdk.errors import BackendUnavailableError, ConfigError, EngineMismatchError
 
-PRECISIONS = ("fp16", "bf16", "fp32")
+PRECISIONS = ("fp16", "bf16", "fp32", "int8", "fp8")
+FP8_SINCE = (8, 9)  # compute capability of Ada; Hopper and Blackwell are newer
 
 
 class Recipe(BaseModel):
@@ -53,15 +54,19 @@ class Recipe(BaseModel):
         words = gpu.name.replace("-", " ").split()
         return not self.gpus or any(name in words for name in self.gpus)
 
-    def device(self, gpu: Gpu | None) -> Device:
-        """What the engines will be for.
+    def device(self, gpu: Gpu | None, precision: str = "") -> Device:
+        """What the engines will be for. Portable ones in fp8 are for those of the recipe's GPUs that have it.
 
         Raises:
             BackendUnavailableError: a GPU is needed and there is none.
+            ConfigError: the GPU has no fp8, and that was asked for.
             EngineMismatchError: the recipe is for another GPU.
         """
         if self.is_portable:
-            return Device(gpu="", driver="", compute_capabilities=self.compute_capabilities)
+            able = tuple(c for c in self.compute_capabilities if precision != "fp8" or has_fp8(c))
+            if not able:
+                raise _no_fp8(f"target {self.name!r} is for {', '.join(self.compute_capabilities)}")
+            return Device(gpu="", driver="", compute_capabilities=able)
         if gpu is None:
             raise BackendUnavailableError(
                 f"target {self.name!r} is built on the GPU that it is for, and this machine has no NVIDIA GPU: run "
@@ -71,7 +76,18 @@ class Recipe(BaseModel):
             raise EngineMismatchError(
                 f"target {self.name!r} is for {', '.join(self.gpus)}, this machine has {gpu.name}; use --target auto"
             )
+        if precision == "fp8" and not has_fp8(gpu.compute_capability):
+            raise _no_fp8(f"{gpu.name} has {gpu.compute_capability}")
         return Device(gpu=gpu.name, driver=gpu.driver, compute_capabilities=(gpu.compute_capability,))
+
+
+def has_fp8(capability: str) -> bool:
+    """Whether GPUs of a compute capability ("8.9") multiply in float8."""
+    return tuple(int(part) for part in capability.split(".")) >= FP8_SINCE
+
+
+def _no_fp8(what: str) -> ConfigError:
+    return ConfigError(f"fp8 needs compute capability 8.9 or newer (Ada, Hopper, Blackwell), {what}; choose int8")
 
 
 @cache

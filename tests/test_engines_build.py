@@ -172,8 +172,8 @@ def test_the_command_builds_and_says_what_it_did(toy: Bundle, built: BuildReport
     plain = semo("--target", "rtx-portable")
     assert plain.stdout == "" and "were there already" in plain.stderr and "1 float16" in plain.stderr
     assert "rtx-portable" in semo("--help").stdout
-    refused = semo("--target", "rtx-portable", "--precision", "int8")
-    assert refused.exit_code == 2 and "not implemented" in refused.stderr
+    refused = semo("--target", "rtx-portable", "--precision", "int3")
+    assert refused.exit_code == 2 and "unknown" in refused.stderr
     if gpu() is None:
         nothing = semo("--json")
         assert nothing.exit_code == 5 and "rtx-portable" in json.loads(nothing.stdout)["error"]["message"]

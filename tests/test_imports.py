@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "batch": API,
     "animator": RUNTIME | {"hub", "motion", "session", "clip", "driving"},
     "export": BASE | {"bundle", "backends", "models"},
-    "engines": BASE | {"bundle", "backends"},
+    "engines": BASE | {"bundle", "media", "backends", "pipeline"},
     "training": BASE | {"media", "models"},
     "doctor": RUNTIME,
     "benchmarks": API | {"doctor", "models", "export", "engines", "training", "serving"},

@@ -26,7 +26,7 @@ from semo_sdk.files import replacing
 log = logging.getLogger(__name__)
 
 NAME = "tensorrt"
-PRECISIONS = ("fp16", "bf16", "fp32")
+PRECISIONS = ("fp16", "bf16", "fp32", "int8", "fp8")
 VARIANTS: tuple[str, ...] = ()
 MAX_PASSES = 8  # combinations of shapes that keep a context; the least recently used goes first
 

@@ -16,8 +16,12 @@ def build(
     target: Annotated[
         str, typer.Option(help="auto = this machine's GPU; rtx-portable builds without one; rtx, h100, a100, l4...")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp16, bf16 or fp32")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp16, bf16, fp32, int8 or fp8")] = "auto",
     max_sessions: Annotated[int | None, typer.Option(help="largest batch of sessions; default: the target's")] = None,
+    calibrate: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="PHOTO SPEECH", help="for int8 and fp8: what ranges are taken from", show_default=False),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="engines go to OUT/engines/<key>; default: the user's cache", show_default=False)
     ] = None,
@@ -37,6 +41,7 @@ def build(
             max_sessions=max_sessions,
             force=force,
             progress=not (quiet or as_json),
+            calibrate=calibrate,
         )
         if as_json:
             told = {"output": str(report.folder), "reused": report.reused}

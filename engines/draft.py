@@ -1,0 +1,161 @@
+"""Quantised graphs that may be built: calibrated, without the layers that hurt, and checked on ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semo_sdk.backends.base import Arrays, GraphSpec, graph_specs
+from semo_sdk.backends.engine_files import Attempt
+from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
+from semo_sdk.bundle import Bundle
+from semo_sdk.engines.calibrate import Calibration, Pair, Recording, record
+from semo_sdk.engines.check import MEAN_LIMITS, compare, mean_errors
+from semo_sdk.engines.plan import SPARED
+from semo_sdk.engines.quantize import FEWEST_ROWS, Linear, linear_layers, observe, open_session, quantize, run
+from semo_sdk.errors import MissingDependencyError
+
+log = logging.getLogger(__name__)
+
+LEAST_SHARE = 0.25  # of a graph's operations: below it quantising is not worth an error
+LAYER_SHARE = 1 / 3  # of the limit: layers that together are further off are looked at one by one
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One graph, quantised or not.
+
+    Attributes:
+        model: the serialised ONNX graph; None if the graph stays as it is.
+        attempt: what it came to.
+    """
+
+    model: bytes | None
+    attempt: Attempt
+
+
+def draft_graphs(bundle: Bundle, precision: str, calibration: Calibration) -> dict[str, Draft]:
+    """Quantises the graphs of a bundle.
+
+    Args:
+        bundle: where the graphs come from.
+        precision: "int8" or "fp8".
+        calibration: inputs that the model meets.
+
+    Raises:
+        BundleError: the bundle lacks a float16 graph.
+        MissingDependencyError: the package onnx or onnxruntime is missing.
+        EngineError: ONNX Runtime cannot run a graph.
+    """
+    recording = record_bundle(bundle, calibration)
+    drafts = {}
+    for name, spec in graph_specs(bundle.config).items():
+        if name in SPARED:
+            drafts[name] = Draft(None, Attempt(precision=precision, passed=False, detail=SPARED[name]))
+        else:
+            model, folder = read_graph(bundle, name)
+            drafts[name] = draft(model, folder, spec, precision, recording.seen[name], recording.held_out[name])
+    return drafts
+
+
+def record_bundle(bundle: Bundle, calibration: Calibration) -> Recording:
+    """What the graphs of a bundle are fed and give on ONNX Runtime, in float32 where the bundle has it.
+
+    Raises:
+        EngineError: ONNX Runtime cannot run a graph.
+    """
+    precision = "fp32" if "fp32" in bundle.precisions else "fp16"
+    specs = graph_specs(bundle.config)
+    engines = {name: OnnxRuntimeEngine(spec, bundle.graph_path(name, precision)) for name, spec in specs.items()}
+    try:
+        return record(bundle.config, engines, calibration)
+    finally:
+        for engine in engines.values():
+            engine.close()
+
+
+def read_graph(bundle: Bundle, name: str) -> tuple[Any, Path]:
+    """The float16 graph as an ``onnx.ModelProto``, and the folder that its references to the weights are relative to.
+
+    Raises:
+        BundleError: the bundle lacks it.
+        MissingDependencyError: the package onnx is missing.
+    """
+    path = bundle.graph_path(name, "fp16")
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependencyError(f"int8 and fp8 need onnx ({error}): pip install 'semo-sdk[rtx]'") from error
+    return onnx.load(path, load_external_data=False), path.parent
+
+
+def draft(
+    model: Any, folder: Path, spec: GraphSpec, precision: str, seen: Sequence[Pair], held_out: Sequence[Pair]
+) -> Draft:
+    """Quantises one graph if that is worth it and its numbers are right.
+
+    Args:
+        model: the float16 ``onnx.ModelProto``.
+        folder: that its references to the weights are relative to.
+        spec: the graph.
+        precision: "int8" or "fp8".
+        seen: launches to calibrate with, in float32.
+        held_out: launches to check with.
+    """
+
+    def refused(detail: str) -> Draft:
+        log.info("graph %s stays in fp16: %s", spec.name, detail)
+        return Draft(None, Attempt(precision=precision, passed=False, detail=detail))
+
+    candidates = linear_layers(model)
+    if not candidates:
+        return refused("no linear layer in float16 that is large enough")
+    observed = observe(model, folder, candidates, [feeds for feeds, _ in seen])
+    layers = [layer for layer in candidates if observed.rows[layer.activation] >= FEWEST_ROWS]
+    share = sum(observed.operations[layer.output] for layer in layers) / sum(observed.operations.values())
+    if share < LEAST_SHARE:
+        return refused(f"its linear layers are {share:.0%} of its operations: not worth an error")
+    outputs = [t.name for t in spec.outputs]
+    # the smallest launch decides which layers hurt: that takes many runs
+    feeds, expected = min(seen, key=lambda pair: sum(array.size for array in pair[1].values()))
+
+    def off(found: Arrays, wanted: Arrays) -> float:
+        errors = mean_errors(spec, wanted, found)
+        return max(errors[t.name] / MEAN_LIMITS[precision][t.dtype == "uint8"] for t in spec.outputs)
+
+    def excess(some: Sequence[Linear]) -> float:
+        session = open_session(quantize(model, folder, some, observed.peaks, precision), folder)
+        return off(run(session, outputs, feeds), expected)
+
+    spoilers = harmful(layers, excess)
+    kept = [layer for layer in layers if layer not in spoilers]
+    if not kept:
+        return refused("every linear layer alone spoils the result")
+    made = quantize(model, folder, kept, observed.peaks, precision)
+    session = open_session(made, folder)
+    checks = [(wanted, run(session, outputs, given)) for given, wanted in held_out]
+    wanted, found = max(checks, key=lambda pair: off(pair[1], pair[0]))
+    check = compare(spec, precision, wanted, found)
+    if not check.passed:
+        return refused(f"on ONNX Runtime: {check.detail}")
+    share = sum(observed.operations[layer.output] for layer in kept) / sum(observed.operations.values())
+    detail = f"{len(kept)} of {len(layers)} large linear layers, {share:.0%} of operations; on ONNX Runtime: "
+    return Draft(made.SerializeToString(), Attempt(precision=precision, passed=True, detail=detail + check.detail))
+
+
+def harmful(layers: Sequence[Linear], excess: Callable[[Sequence[Linear]], float]) -> list[Linear]:
+    """Layers that are too far off by themselves: groups that are off are halved until single layers are left.
+
+    Args:
+        layers: all of them.
+        excess: error of some layers quantised together, 1 = the graph's limit.
+    """
+    if excess(layers) <= LAYER_SHARE:
+        return []
+    if len(layers) == 1:
+        return list(layers)
+    half = len(layers) // 2
+    return [*harmful(layers[:half], excess), *harmful(layers[half:], excess)]
