@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,14 @@ def quantised(bundle: Bundle, precision: str, calibration: Calibration) -> dict[
 
 
 def whole(bundle: Bundle, graph: str, precision: str, calibration: Calibration) -> dict[str, Engine]:
-    """Engines in float16, but all large linear layers of one graph."""
+    """Engines in float32, but one graph in float16 with all its large linear layers quantised."""
     model, folder = read_graph(bundle, graph)
     feeds = [feeds for feeds, _ in record_bundle(bundle, calibration).seen[graph]]
     candidates = linear_layers(model)
     observed = observe(model, folder, candidates, feeds)
     layers = [layer for layer in candidates if observed.rows[layer.activation] >= FEWEST_ROWS]
     made = quantize(model, folder, layers, observed.peaks, precision)
-    return {**engines_in(bundle, "fp16"), graph: QuantisedEngine(graph_specs(bundle.config)[graph], made, folder)}
+    return {**engines_in(bundle, "fp32"), graph: QuantisedEngine(graph_specs(bundle.config)[graph], made, folder)}
 
 
 def speak(bundle: Bundle, engines: Mapping[str, Engine], photo: str, speech: str, seconds: float) -> np.ndarray:
@@ -100,7 +100,7 @@ def difference(exact: np.ndarray, found: np.ndarray) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo")
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--whole", metavar="GRAPH", help="this graph's large layers alone, all of them")
     parser.add_argument("--precisions", nargs="+", default=["fp16", "int8", "fp8"])
     parser.add_argument("--seconds", type=float, default=2.56)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     bundle = Bundle.open(asked.bundle)
     calibration = open_calibration(*asked.calibrate) if asked.calibrate else drawn_calibration()
     exact = speak(bundle, engines_in(bundle, "fp32"), asked.photo, asked.speech, asked.seconds)

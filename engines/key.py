@@ -32,10 +32,11 @@ def key_parts(
         backend: for example "tensorrt_rtx".
         backend_version: exactly as the backend reports it.
         device: what the engine was compiled for: CPU name and features, or GPU name, compute capability and driver.
-        precision: arithmetic that was asked for: "fp32", "bf16" or "fp16".
+        precision: arithmetic that was asked for: "fp32", "bf16", "fp16", "int8" or "fp8".
         shapes: input name (and end of its range) -> shape; their order does not matter.
         sdk_version: ``semo_sdk.__version__``.
-        settings: of the compiler, where they change what comes out.
+        settings: of the compiler, where they change what comes out, and the digest of what int8 and fp8 were
+            calibrated with.
 
     Raises:
         BundleError: the bundle has no such graph.
