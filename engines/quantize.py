@@ -125,7 +125,8 @@ def observe(model: Any, folder: Path, layers: Iterable[Linear], feeds: Sequence[
     for one in feeds:
         seen = dict(zip(wanted, _run(session, wanted, one), strict=True))
         peaks = {name: max(peak, float(seen[f"{name}/watched"])) for name, peak in peaks.items()}
-    shapes = {name.removesuffix("/watched/shape"): [int(d) for d in seen[name]] for name in wanted if "shape" in name}
+    shape = "/watched/shape"
+    shapes = {name.removesuffix(shape): [int(d) for d in seen[name]] for name in wanted if name.endswith(shape)}
     rows = {name: math.prod(shapes[name][:-1]) for name in activations}
     operations = {node.output[0]: _operations(node, shapes) for node in products}
     return Observed(peaks, rows, operations)
@@ -170,13 +171,14 @@ def quantize(model: Any, folder: Path, layers: Iterable[Linear], peaks: Mapping[
 
     def rounded(name: str, peak: np.ndarray, **attributes: int) -> str:
         if name not in ready:
+            new = f"{name}/quantised"
             scale = np.maximum(peak, SMALLEST_PEAK).astype(np.float32) / np.float32(LARGEST[precision])
-            graph.initializer.append(numpy_helper.from_array(np.asarray(scale), f"{name}/scale"))
-            graph.initializer.append(helper.make_tensor(f"{name}/zero", element, scale.shape, [0] * scale.size))
-            how = [f"{name}/scale", f"{name}/zero"]
-            wide = add("Cast", [name], f"{name}/float32", to=TensorProto.FLOAT)
-            small = add("QuantizeLinear", [wide, *how], f"{name}/{precision}", **attributes)
-            ready[name] = add("DequantizeLinear", [small, *how], f"{name}/rounded", **attributes)
+            graph.initializer.append(numpy_helper.from_array(np.asarray(scale), f"{new}/scale"))
+            graph.initializer.append(helper.make_tensor(f"{new}/zero", element, scale.shape, [0] * scale.size))
+            how = [f"{new}/scale", f"{new}/zero"]
+            wide = add("Cast", [name], f"{new}/before", to=TensorProto.FLOAT)
+            small = add("QuantizeLinear", [wide, *how], f"{new}/{precision}", **attributes)
+            ready[name] = add("DequantizeLinear", [small, *how], f"{new}/after", **attributes)
         return ready[name]
 
     for node in graph.node:
@@ -187,9 +189,9 @@ def quantize(model: Any, folder: Path, layers: Iterable[Linear], peaks: Mapping[
         values = np.abs(_values(stored[layer.weight], folder).astype(np.float32))
         weight = rounded(layer.weight, values.max(axis=1 - layer.channels), axis=layer.channels)
         if layer.transposed:
-            weight = add("Transpose", [weight], f"{layer.output}/weight", perm=[1, 0])
+            weight = add("Transpose", [weight], f"{layer.output}/quantised/weight", perm=[1, 0])
         activation = rounded(layer.activation, np.asarray(peaks[layer.activation]))
-        product = add("MatMul", [activation, weight], f"{layer.output}/product")
+        product = add("MatMul", [activation, weight], f"{layer.output}/quantised/product")
         add("Cast", [product], layer.output, to=TensorProto.FLOAT16)
     del graph.value_info[:]
     _replace_nodes(graph, nodes)

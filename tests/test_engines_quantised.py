@@ -121,15 +121,15 @@ def test_weights_are_scaled_by_channel_symmetrically_and_stay_in_their_file(smal
     tensors = {t.name: t for t in made.graph.initializer}
     loaded = {t.name: t for t in onnx.load(tmp_path / "small.onnx").graph.initializer}
     for layer in layers:
-        scale = numpy_helper.to_array(tensors[f"{layer.weight}/scale"])
+        scale = numpy_helper.to_array(tensors[f"{layer.weight}/quantised/scale"])
         values = np.abs(numpy_helper.to_array(loaded[layer.weight]).astype(np.float32))
         np.testing.assert_allclose(scale * LARGEST["int8"], values.max(axis=1 - layer.channels), rtol=1e-6)
         assert scale.dtype == np.float32, "float16 scales overflow in TensorRT-RTX"
-        assert numpy_helper.to_array(tensors[f"{layer.activation}/scale"]) == pytest.approx(0.02)
+        assert numpy_helper.to_array(tensors[f"{layer.activation}/quantised/scale"]) == pytest.approx(0.02)
         assert tensors[layer.weight].data_location == TensorProto.EXTERNAL
         for name in (layer.weight, layer.activation):
-            assert tensors[f"{name}/zero"].data_type == TensorProto.INT8
-            assert not numpy_helper.to_array(tensors[f"{name}/zero"]).any()
+            assert tensors[f"{name}/quantised/zero"].data_type == TensorProto.INT8
+            assert not numpy_helper.to_array(tensors[f"{name}/quantised/zero"]).any()
     assert len(made.SerializeToString()) < 16_000
 
 
