@@ -123,13 +123,16 @@ def draw_voice(samples: int) -> np.ndarray:
     return (0.1 * voice).astype(np.float32)
 
 
-def mean_errors(spec: GraphSpec, expected: Arrays, found: Arrays) -> dict[str, float]:
-    """Mean error of each output as ``MEAN_LIMITS`` counts it; NaN or infinite where a number is."""
+def mean_errors(spec: GraphSpec, expected: Arrays, found: Arrays, power: int = 1) -> dict[str, float]:
+    """Mean error of each output as ``MEAN_LIMITS`` counts it, with ``power`` 2 its root mean square.
+
+    NaN or infinite where a number is.
+    """
     errors = {}
     for t in spec.outputs:
         a, b = expected[t.name].astype(np.float64), found[t.name].astype(np.float64)
         scale = 1.0 if t.dtype == "uint8" else float(np.sqrt(np.mean(a**2))) or 1.0
-        errors[t.name] = float(np.abs(a - b).mean()) / scale
+        errors[t.name] = float(np.mean(np.abs(a - b) ** power) ** (1 / power)) / scale
     return errors
 
 

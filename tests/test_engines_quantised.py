@@ -16,11 +16,13 @@ from semo_sdk.backends.base import Arrays, Axis, GraphSpec, TensorSpec, graph_sp
 from semo_sdk.backends.tensorrt_api import Flavour, load_flavour
 from semo_sdk.constants import CHUNK_FRAMES, IMAGE_SIZE
 from semo_sdk.engines.calibrate import CYCLES, FRAMES, Calibration, drawn_calibration, open_calibration, record
+from semo_sdk.engines.check import MEAN_LIMITS
 from semo_sdk.engines.compile import compile_graph
 from semo_sdk.engines.draft import draft, harmful
 from semo_sdk.engines.plan import LARGEST, GraphPlan, profile
 from semo_sdk.engines.quantize import Linear, linear_layers, observe, open_session, quantize, run
 from semo_sdk.errors import AudioError, BackendUnavailableError
+from semo_sdk.media.face import FaceDetector, FaceMesh
 from tests.conftest import TINY
 
 SPECS = graph_specs(TINY)
@@ -155,9 +157,15 @@ def test_layers_that_hurt_are_found_by_halving() -> None:
     assert harmful(layers[:2], lambda some: float("nan")) == layers[:2], "no number is no excuse"
 
 
+def loosen(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """Limits for random weights, whose errors do not average out."""
+    monkeypatch.setitem(MEAN_LIMITS, precision, (0.15, 0.3))
+    monkeypatch.setattr("semo_sdk.engines.draft.SQUARE_LIMITS", (0.15, 0.7))
+
+
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_a_draft_says_what_it_does(small: Any, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(draft.__globals__["MEAN_LIMITS"], precision, (0.15, 0.3))
+    loosen(monkeypatch, precision)
     seen, held_out = launches(small, tmp_path, seed=1), launches(small, tmp_path, seed=2)
     made = draft(small, tmp_path, SPEC, precision, seen, held_out)
     assert made.model is not None and made.attempt.passed and made.attempt.precision == precision
@@ -167,7 +175,7 @@ def test_a_draft_says_what_it_does(small: Any, tmp_path: Path, precision: str, m
 def test_a_layer_that_spoils_is_left_out_and_a_graph_that_is_off_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(draft.__globals__["MEAN_LIMITS"], "int8", (0.06, 0.3))
+    loosen(monkeypatch, "int8")
     spiky = small_graph(tmp_path, gain=2000)  # the second layer's other inputs are rounded away
     seen, held_out = launches(spiky, tmp_path, seed=1), launches(spiky, tmp_path, seed=2)
     shown = [(feeds, {**wanted, "y": wanted["y"] * 0 + 1e-3}) for feeds, wanted in seen]
@@ -177,7 +185,7 @@ def test_a_layer_that_spoils_is_left_out_and_a_graph_that_is_off_stays(
     other = [(feeds, {**wanted, "y": -wanted["y"]}) for feeds, wanted in held_out]
     refused = draft(spiky, tmp_path, SPEC, "int8", seen, other)
     assert refused.model is None and not refused.attempt.passed
-    assert "on ONNX Runtime: y: mean error" in refused.attempt.detail and "(limit 0.06)" in refused.attempt.detail
+    assert "on ONNX Runtime: y: mean error" in refused.attempt.detail and "(limit 0.15)" in refused.attempt.detail
 
 
 def test_graphs_without_large_layers_are_not_worth_it(small: Any, tmp_path: Path) -> None:
@@ -226,6 +234,14 @@ def test_every_graph_is_recorded_at_every_latency_and_the_last_speech_is_held_ou
             assert set(outputs) == {t.name for t in spec.outputs}
     heard = [feeds["pcm"] for name in ("seen", "held_out") for feeds, _ in getattr(recording, name)["audio"]]
     assert len({pcm.tobytes() for pcm in heard}) == len(heard)
+
+
+def test_drawn_faces_are_faces_and_not_flat() -> None:
+    detector, mesh = FaceDetector(), FaceMesh()
+    for crop in drawn_calibration().crops:
+        found = mesh(crop, detector(crop)[0])
+        assert found is not None and found.presence > 0.9
+        assert np.abs(np.diff(crop[::4, ::4].astype(float), axis=0)).mean() > 8, "a warp that is off can be seen"
 
 
 def test_the_digest_tells_faces_and_speech_apart() -> None:
