@@ -100,7 +100,7 @@ def build_engines(
         force: build also what is there already.
         progress: show a bar on stderr.
         calibrate: a photo and speech that int8 and fp8 take the ranges of activations from; None = drawn faces and a
-            synthetic voice, which are further from what the model will meet.
+            synthetic voice; what is real is safer.
 
     Raises:
         ConfigError: unknown target or precision, impossible ``max_sessions``, fp8 for a GPU without it, or
