@@ -62,6 +62,7 @@ class DecoderConfig(Strict):
     warp_channels: int = Field(48, ge=4, multiple_of=4, description="channels of the network that makes its maps")
     warp_levers: int = Field(20, ge=1, description="numbers read from the motion that the reference's maps answer to")
     warp_mouths: int = Field(16, ge=1, description="learned pictures of the inside of a mouth that the motion mixes")
+    warp_guided: bool = Field(False, description="landmarks tell the warp head which place of the face a cell shows")
     refine_channels: int = Field(0, ge=0, description="channels of the convolutional output stage; 0 = linear (paper)")
     steps: int = Field(4, ge=1, le=50, description="Euler steps in the exported render graph")
 
@@ -155,6 +156,8 @@ class SemoConfig(Strict):
         for part in (self.encoder, self.decoder, self.generator):
             if part.hidden % part.heads:
                 raise ValueError(f"hidden {part.hidden} is not a multiple of heads {part.heads}")
+        if self.decoder.warp_guided and not (self.decoder.warp_layers and self.encoder.reader == "mesh"):
+            raise ValueError("decoder.warp_guided needs prior='warp', and encoder.reader='mesh', which finds landmarks")
         if self.latent_size % self.patch:
             raise ValueError(f"patch {self.patch} does not divide the latent size {self.latent_size}")
         return self
@@ -177,6 +180,7 @@ PRESETS: dict[str, SemoConfig] = {
             prior="warp",
             prior_noise=0.0,
             warp_layers=3,
+            warp_guided=True,
             refine_channels=64,
             steps=1,
         ),

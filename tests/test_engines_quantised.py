@@ -213,10 +213,9 @@ class Still:
 
     def __call__(self, feeds: Any) -> Arrays:
         self.spec.check(feeds)
-        sizes: dict[int | str, int] = {
-            d: n for t in self.spec.inputs for d, n in zip(t.shape, feeds[t.name].shape, strict=True)
-        }
-        return {t.name: np.zeros([sizes.get(d, d) for d in t.shape], t.dtype) for t in self.spec.outputs}
+        sizes = {d: n for t in self.spec.inputs for d, n in zip(t.shape, feeds[t.name].shape, strict=True)}
+        shapes = {t.name: [d if isinstance(d, int) else sizes[d] for d in t.shape] for t in self.spec.outputs}
+        return {t.name: np.zeros(shapes[t.name], t.dtype) for t in self.spec.outputs}
 
     def close(self) -> None: ...
 

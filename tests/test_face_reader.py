@@ -44,6 +44,17 @@ def test_landmarks_are_those_of_the_face_tracker(reader: FaceReader, portrait: P
     assert np.abs(points[:, :2] - truth.points[:, :2]).mean() < 0.01 * eyes
 
 
+def test_one_look_is_enough_where_a_face_is_known_to_be(reader: FaceReader, portrait: Portrait) -> None:
+    shift = 88  # the face is cut off on the left: looks from the middle miss it
+    crop = np.roll(portrait.crop, -shift, 1)
+    crop[:, -shift:] = crop[:, -shift - 1 : -shift]
+    with torch.no_grad():
+        for image, move, limit in ((portrait.crop, 0, 1.0), (crop, shift, 4.0)):
+            known = torch.from_numpy(portrait.mesh - [[move, 0, 0]])[None].float()
+            points = reader.landmarks(torch.from_numpy(np.ascontiguousarray(image))[None], known)
+            assert float((points - known)[..., :2].norm(dim=-1).mean()) < limit  # pixels
+
+
 def test_reading_follows_a_face_that_moves_in_the_image(reader: FaceReader, portrait: Portrait) -> None:
     with torch.no_grad():
         points = reader.landmarks(torch.from_numpy(portrait.crop)[None])

@@ -221,7 +221,7 @@ def test_portraits_that_cannot_play_are_left_out() -> None:
         assert not usable(*turned)
     assert not usable(height=100)
     assert not usable(x=SIZE - 30)  # reaches out of the photo
-    assert not usable(gap=0.08)  # teeth that no warp can hide
+    assert usable(gap=0.08) and not usable(gap=0.2)  # a smile can be closed, a yawn cannot
 
 
 def test_a_mirrored_mesh_is_that_of_the_mirrored_photo() -> None:

@@ -93,12 +93,18 @@ class FaceReader(nn.Module):
         """(7, T * D) directions of token space that an app can turn: the six of the pose, and closing the eyes."""
         return torch.cat([self.directions[:POSE_SIZE], (self.blink @ self.directions)[None]])
 
-    def landmarks(self, frames: Tensor) -> Tensor:
-        """(B, 256, 256, 3) RGB -> (B, 478, 3) in pixels; (0, 0) is the corner of the first one."""
+    def landmarks(self, frames: Tensor, near: Tensor | None = None) -> Tensor:
+        """(B, 256, 256, 3) RGB -> (B, 478, 3) in pixels; (0, 0) is the corner of the first one.
+
+        Args:
+            near: (B, >= 468, 2 or 3) px, where the faces are known to be about: one look is enough then.
+        """
         if torch.is_autocast_enabled(frames.device.type):
             with torch.autocast(frames.device.type, enabled=False):
-                return self.landmarks(frames)
+                return self.landmarks(frames, near)
         image = frames.float().permute(0, 3, 1, 2) / 255
+        if near is not None:
+            return self._look(image, *_crop_of(near[:, :MESH]))
         batch = image.shape[0]
         centre, axis = image.new_tensor([[IMAGE_SIZE / 2] * 2, [1.0, 0.0]])[:, None].expand(-1, batch, -1)
         points = self._look(image, centre, image.new_full((batch, 1), FIRST_LOOK * IMAGE_SIZE), axis)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from semo_sdk.config import SemoConfig
 from semo_sdk.models.eyelids import closing
 from semo_sdk.models.face_mesh import FaceReader
+from semo_sdk.models.face_places import face_places
 from semo_sdk.models.motion_decoder import MotionDecoder, make_prior
 from semo_sdk.models.motion_encoder import MotionEncoder
 from semo_sdk.models.motion_generator import MotionGenerator
@@ -59,18 +60,28 @@ class SemoModel(nn.Module):
             points = self.reader.landmarks(frames)
             motion = self.reader.tokens(points)
         assert motion is not None
-        return motion, features, self.maps(latents, features, points)
+        return motion, *self.appearance(latents, features, points)
 
-    def maps(self, latents: Tensor, features: Tensor, points: Tensor | None) -> Tensor | None:
-        """Maps (B, levers, channels, S, S) of references for the warp head, with lids that close where they are seen.
+    def appearance(self, latents: Tensor, features: Tensor, points: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the warp head needs of references: features, placed on the face, and maps, with lids that close.
 
         Args:
-            latents: (B, C, h, w). features: of their patches. points: (B, 478, 3) landmarks in pixels, if known.
+            latents: (B, C, h, w). features: (B, N, encoder hidden) of their patches. points: (B, 478, 3) landmarks in
+                pixels, if known.
+
+        Returns:
+            Features, the same where the head is not guided by landmarks; maps (B, levers, channels, S, S), None without
+            a warp head.
         """
-        if self.decoder.warp is None:
-            return None
-        maps = self.decoder.warp.maps(self.whiten(latents), features)
-        return maps if points is None else add_lids(maps, closing(points, self.config.warp_size))
+        head = self.decoder.warp
+        if head is None:
+            return features, None
+        places = None
+        if head.guide is not None and self.reader is not None and points is not None:
+            places = face_places(points, self.reader.canonical, self.config.warp_size).to(features.dtype)
+            features = features + head.guide(places)
+        maps = head.maps(self.whiten(latents), features, places)
+        return features, maps if points is None else add_lids(maps, closing(points, self.config.warp_size))
 
     def read_motion(self, frames: Tensor) -> Tensor:
         """Motion tokens (B, T * D) of frames (B, 256, 256, 3) uint8 RGB, without masking (paper, section 3.2)."""

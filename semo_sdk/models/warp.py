@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semo_sdk.config import PAINT_SCALE, SemoConfig
+from semo_sdk.models.face_places import PLACES
 from semo_sdk.models.layers import AdaBlock, LayerNorm, grid_embedding, unpatchify
 
 POSE_LEVERS = 6  # linear read-outs of the motion that every patch of the coarse warp responds to
@@ -76,6 +77,7 @@ class WarpHead(nn.Module):
         # lids answer to how far the eyes are closed, and to nothing else: blinks are rare, a bend learns to undo them
         self.register_buffer("bent", (torch.arange(c.warp_levers) != BLINK_LEVER).float(), persistent=False)
         self.maps = ReferenceMaps(config)
+        self.guide = Guide(config) if c.warp_guided else None
         self.mix = nn.Sequential(
             nn.Linear(config.motion_dim, c.hidden),
             nn.SiLU(),
@@ -128,6 +130,18 @@ class WarpHead(nn.Module):
         return unpatchify(self.out(x) + pulled, self.cells, self.grid)
 
 
+class Guide(nn.Module):
+    """Places on the face (B, 21, S, S) -> what they add to the features of the patches, (B, N, encoder hidden)."""
+
+    def __init__(self, config: SemoConfig) -> None:
+        super().__init__()
+        self.grid = config.grid
+        self.out = nn.Linear(PLACES, config.encoder.hidden)
+
+    def forward(self, places: Tensor) -> Tensor:
+        return self.out(F.adaptive_avg_pool2d(places, self.grid).flatten(2).transpose(1, 2))
+
+
 class ReferenceMaps(nn.Module):
     """Reference -> how each of its places answers to the levers; once per portrait."""
 
@@ -138,6 +152,7 @@ class ReferenceMaps(nn.Module):
         zoom = config.warp_size // config.latent_size
         self.features = nn.Linear(config.encoder.hidden, width * self.cells**2)
         self.image = nn.Sequential(nn.Conv2d(config.latent_channels, width * zoom**2, 1), nn.PixelShuffle(zoom))
+        self.places = nn.Conv2d(PLACES, width, 1) if config.decoder.warp_guided else None
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.GroupNorm(4, width),
@@ -153,9 +168,19 @@ class ReferenceMaps(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(cast(Tensor, self.out.bias))
 
-    def forward(self, latents: Tensor, appearance: Tensor) -> Tensor:
-        """(B, C, h, w) whitened latents and (B, N, encoder hidden) features -> (B, levers, channels, S, S)."""
+    def forward(self, latents: Tensor, appearance: Tensor, places: Tensor | None = None) -> Tensor:
+        """Maps of a portrait.
+
+        Args:
+            latents: (B, C, h, w), whitened. appearance: (B, N, encoder hidden) features of the patches.
+            places: (B, 21, S, S) see :mod:`semo_sdk.models.face_places`, for a head that is guided by them.
+
+        Returns:
+            (B, levers, channels, S, S).
+        """
         x = unpatchify(self.features(appearance), self.cells, self.grid) + self.image(latents)
+        if self.places is not None and places is not None:
+            x = x + self.places(places)
         for block in self.blocks:
             x = x + block(x)
         return self.out(F.gelu(self.norm(x))).unflatten(1, self.shape[:2])

@@ -129,8 +129,8 @@ class Stage1(nn.Module):
         if m.decoder.warp is not None and appearance is not None:
             with torch.set_grad_enabled(not self.flow_alone):
                 points = None if m.reader is None else self._landmarks(m.reader, batch)
-                maps = cast(Tensor, m.maps(latents[:, 0], appearance, points))
-                moved = m.decoder.warp(appearance, maps, reference_motion, motion)
+                appearance, maps = m.appearance(latents[:, 0], appearance, points)
+                moved = m.decoder.warp(appearance, cast(Tensor, maps), reference_motion, motion)
                 if not self.flow_alone:
                     assert isinstance(batch, PuppetBatch)
                     losses |= self._warp(batch, moved, latents[:, 1:])

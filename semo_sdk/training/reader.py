@@ -78,10 +78,11 @@ def find_landmarks(reader: FaceReader, data: PuppetData, cache: Path) -> Landmar
             return found
     found = {}
     for i in tqdm(range(len(data)), desc="landmarks", unit="group"):
-        frames = data.open(i)["frames"]
-        chosen = reference_frames(frames.shape[1] - 1)
+        group = data.open(i)
+        chosen = reference_frames(group["frames"].shape[1] - 1)
+        people = zip(*(group[name][:, chosen] for name in ("frames", "points")), strict=True)
         found[data.groups[i].name] = np.stack(
-            [reader.landmarks(torch.from_numpy(np.array(person[chosen]))).numpy() for person in frames]
+            [reader.landmarks(*map(torch.from_numpy, person)).numpy() for person in people]
         )
     with replacing(cache) as temporary:
         np.savez(temporary, **found)
