@@ -140,6 +140,11 @@ def steps(base: str, seconds: float) -> list[Step]:
     throughput("base-torch-compile", base, "torch:compile", "bf16", "--batches", "1,8", minutes=5)
     rows.append(Step("base-build-rtx", (*semo, "build", base, "--target", "rtx"), 6, modules=rtx))
     throughput("base-tensorrt", base, "tensorrt", "auto", minutes=4, modules=rtx)
+    calibrate = ("--calibrate", "examples/portrait2.jpg", "examples/grid.wav")
+    for bits in ("int8", "fp8"):
+        build = (*semo, "build", "semo-tiny", "--target", "rtx", "--precision", bits, *calibrate)
+        rows.append(Step(f"tiny-build-{bits}", build, 4, modules=(*rtx, *ort, *talks)))
+        throughput(f"tiny-tensorrt-{bits}", "semo-tiny", "tensorrt", bits, modules=rtx)
     throughput("cpu-onnxruntime", "semo-tiny", "onnxruntime:cpu", "fp32", "--batches", "1,2", gpu=False, modules=ort)
     throughput("cpu-openvino", "semo-tiny", "openvino", "auto", "--batches", "1,2", gpu=False, modules=("openvino",))
     return rows

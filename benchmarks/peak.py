@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def matrix_peak(backend: str, precision: str, threads: int | None = None) -> dic
 
     Args:
         backend: that is measured beside it; on a GPU torch (cuBLAS) stands for all of them.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "bf16" or "fp16"; of tensorrt also "int8" or "fp8".
         threads: CPU threads.
 
     Returns:
@@ -58,8 +59,6 @@ def _has_gpu(name: str) -> bool:
 def _in_torch(precision: str, device: str, sizes: tuple[int, ...]) -> dict[str, Any]:
     import torch
 
-    from semo_sdk.backends.torch import torch_dtype
-
     def wait() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
@@ -67,17 +66,35 @@ def _in_torch(precision: str, device: str, sizes: tuple[int, ...]) -> dict[str, 
     rates = {}
     with torch.inference_mode():
         for size in sizes:
-            a, b = (torch.randn(size, size, device=device, dtype=torch_dtype(precision)) for _ in range(2))
+            multiply = _multiply(precision, device, size)
             seconds = []
             for _ in range(1 + REPEATS):
                 wait()
                 start = time.perf_counter()
                 for _ in range(CHAIN):
-                    a @ b
+                    multiply()
                 wait()
                 seconds.append((time.perf_counter() - start) / CHAIN)
             rates[size] = 2 * size**3 / min(seconds[1:]) / 1e12
     return _best(rates, f"torch {torch.__version__}")
+
+
+def _multiply(precision: str, device: str, size: int) -> Callable[[], Any]:
+    """One product of two square matrices; those of 8 bits are added up in int32 and float32, as engines do."""
+    import torch
+
+    from semo_sdk.backends.torch import torch_dtype
+
+    a, b = torch.randn(2, size, size, device=device)
+    if precision == "int8":
+        a, b = (torch.clamp(32 * x, -127, 127).to(torch.int8) for x in (a, b))
+        return lambda: torch._int_mm(a, b)
+    if precision == "fp8":
+        one = torch.ones((), device=device)
+        a, b = (x.to(torch.float8_e4m3fn) for x in (a, b))
+        return lambda: torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.bfloat16)
+    a, b = (x.to(torch_dtype(precision)) for x in (a, b))
+    return lambda: a @ b
 
 
 def _in_engine(name: str, precision: str, threads: int | None) -> dict[str, Any]:

@@ -152,6 +152,8 @@ def test_the_peak_of_each_cpu_library(monkeypatch: pytest.MonkeyPatch) -> None:
     for backend in ("openvino", "onnxruntime:cpu", "torch"):
         assert 0 < peak.matrix_peak(backend, "fp32", 1)["tflops"] < 50
     assert peak.matrix_peak("onnxruntime:cpu", "fp16")["tflops"] is None
+    for precision in ("bf16", "int8", "fp8"):
+        assert peak.matrix_peak("torch", precision, 1)["tflops"] > 0
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 20, 64, 255, 256, 1000])
