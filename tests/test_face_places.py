@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -79,3 +81,34 @@ def test_only_a_guided_head_heeds_it(mesh: torch.Tensor, guided: bool) -> None:
     lids = 1  # answers to landmarks either way
     assert torch.equal(maps[:, 2:], others[:, 2:]) is not guided
     assert not torch.equal(maps[:, lids], others[:, lids])
+
+
+@pytest.mark.slow
+def test_the_reference_graph_of_a_guided_model_is_exported(portrait: Portrait, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    from semo_sdk.backends.base import graph_specs
+    from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
+    from semo_sdk.backends.openvino import OpenVinoEngine
+    from semo_sdk.export.graph import export_graph
+    from semo_sdk.export.precision import check_types, protect_float32
+    from semo_sdk.models.graphs import graph_modules
+    from semo_sdk.training.reader import load_face_mesh
+
+    torch.manual_seed(0)
+    model = SemoModel(preset("semo-tiny")).eval().requires_grad_(False)
+    assert model.reader is not None and model.decoder.warp is not None
+    load_face_mesh(model.reader.mesh)
+    torch.nn.init.normal_(model.decoder.warp.maps.out.weight)
+    spec = graph_specs(model.config)["reference"]
+    image = portrait.crop[None]
+    expected = graph_modules(model)["reference"](torch.from_numpy(image.copy()))
+    graph = export_graph(graph_modules(model.half())["reference"], spec)
+    protect_float32(graph)
+    check_types(graph, spec.name)
+    path = tmp_path / "reference.onnx"
+    onnx.save(graph, path)
+    for engine in (OnnxRuntimeEngine(spec, path, threads=1), OpenVinoEngine(spec, path)):
+        found = engine({"image": image})
+        for tensor, truth in zip(spec.outputs, expected, strict=True):
+            error = np.abs(found[tensor.name].astype(np.float64) - truth.numpy()).mean()
+            assert error < 5e-3 * float(truth.double().square().mean().sqrt()), tensor.name

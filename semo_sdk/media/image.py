@@ -32,7 +32,7 @@ class Portrait:
 
     Attributes:
         crop: (256, 256, 3) uint8 RGB: what the models see.
-        photo: (H, W, 3) uint8 RGB.
+        photo: (H, W, 3) uint8 RGB, lips closed as in the crop.
         box: x0, y0, side of the crop in the photo's pixels.
         face: what the detector found.
         landmarks: the mesh of the face, in the photo's pixels.
