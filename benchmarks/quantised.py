@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from semo_sdk.backends.base import Arrays, Engine, GraphSpec, graph_specs
+from semo_sdk.backends.compare import psnr
 from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
 from semo_sdk.bundle import Bundle
 from semo_sdk.engines.calibrate import Calibration, drawn_calibration, open_calibration
-from semo_sdk.engines.check import psnr
 from semo_sdk.engines.draft import draft_graphs, read_graph, record_bundle
 from semo_sdk.engines.quantize import FEWEST_ROWS, linear_layers, observe, open_session, quantize, run
 from semo_sdk.media.audio import load_audio

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from semo_sdk.backends.base import Arrays, Engine, GraphSpec, graph_specs
+from semo_sdk.backends.compare import psnr
 from semo_sdk.backends.engine_files import Attempt
 from semo_sdk.config import SemoConfig
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, SAMPLE_RATE
@@ -157,12 +158,6 @@ def compare(spec: GraphSpec, precision: str, expected: Arrays, found: Arrays) ->
         unit = f" grey levels, PSNR {psnr(a, b):.1f} dB" if is_frames else ""
         worst.append(f"{t.name}: mean error {error:.2g}{unit} (limit {limit:g})")
     return Attempt(precision=precision, passed=passed, detail="; ".join(worst))
-
-
-def psnr(expected: np.ndarray, found: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 pictures, in dB; 99 where they are the same."""
-    squares = float(np.mean((expected.astype(np.float64) - found.astype(np.float64)) ** 2))
-    return min(99.0, 10 * float(np.log10(255**2 / squares))) if squares else 99.0
 
 
 def build_safely(

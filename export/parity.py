@@ -14,6 +14,7 @@ import numpy as np
 
 from semo_sdk.backends import openvino
 from semo_sdk.backends.base import Arrays, Engine, GraphSpec, graph_specs
+from semo_sdk.backends.compare import psnr
 from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
 from semo_sdk.backends.openvino import OpenVinoEngine
 from semo_sdk.bundle import graph_file
@@ -21,8 +22,6 @@ from semo_sdk.config import SemoConfig
 from semo_sdk.constants import CHUNK_FRAMES, CONTEXT_FRAMES, IMAGE_SIZE, SAMPLE_RATE, WINDOW_SAMPLES
 
 log = logging.getLogger(__name__)
-
-PSNR_SAME = 99.0  # what identical frames report, in dB
 
 
 @dataclass(frozen=True)
@@ -177,12 +176,6 @@ def check_parity(
         for engine in engines.values():
             engine.close()
     return ParityReport(config.name, tuple(graphs), tuple(chains), _versions())
-
-
-def psnr(expected: np.ndarray, found: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 images in dB, at most ``PSNR_SAME``."""
-    error = float(np.mean((expected.astype(np.float64) - found.astype(np.float64)) ** 2))
-    return PSNR_SAME if error == 0 else min(PSNR_SAME, 10 * float(np.log10(255.0**2 / error)))
 
 
 def _runs(

@@ -18,8 +18,10 @@ import pytest
 import semo_sdk.export
 from semo_sdk.animator import Animator
 from semo_sdk.backends import fake_engines
+from semo_sdk.backends.tensorrt_api import Flavour, load_flavour
 from semo_sdk.config import AudioConfig, DecoderConfig, EncoderConfig, GeneratorConfig, SemoConfig
 from semo_sdk.constants import IMAGE_SIZE, SAMPLE_RATE
+from semo_sdk.errors import BackendUnavailableError
 from semo_sdk.media.image import Portrait, find_portrait, load_image
 from semo_sdk.pipeline.graphs import Graphs
 from semo_sdk.pipeline.reference import Reference, encode_reference
@@ -204,6 +206,15 @@ def export_key() -> str:
     parts = [TINY.model_dump_json(), inspect.getsource(random_model), *versions]
     parts += [file.read_text(encoding="utf-8") for file in sorted(files)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Flavour:
+    """TensorRT-RTX itself, which builds without a GPU."""
+    try:
+        return load_flavour("tensorrt_rtx")
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from semo_sdk.backends import graph_specs, load_engines
 from semo_sdk.backends.base import TensorSpec
 from semo_sdk.backends.engine_files import parts_key, verify
 from semo_sdk.backends.onnxruntime import OnnxRuntimeEngine
-from semo_sdk.backends.tensorrt_api import Flavour, Gpu, gpu, load_flavour
+from semo_sdk.backends.tensorrt_api import Flavour, Gpu, gpu
 from semo_sdk.bundle import Bundle, sha256_file
 from semo_sdk.config import SemoConfig, preset
 from semo_sdk.engines import BuildReport, build_engines
@@ -35,14 +35,6 @@ SPECS = graph_specs(TINY)
 PORTABLE = recipes()["rtx-portable"]
 ELEMENTS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 needs_gpu = pytest.mark.skipif(gpu() is None, reason="no NVIDIA GPU here")
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Flavour:
-    try:
-        return load_flavour("tensorrt_rtx")
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from semo_sdk.backends.base import Arrays, Axis, GraphSpec, TensorSpec, graph_specs
-from semo_sdk.backends.tensorrt_api import Flavour, load_flavour
+from semo_sdk.backends.tensorrt_api import Flavour
 from semo_sdk.constants import CHUNK_FRAMES, IMAGE_SIZE
 from semo_sdk.engines.calibrate import CYCLES, FRAMES, Calibration, drawn_calibration, open_calibration, record
 from semo_sdk.engines.check import MEAN_LIMITS
@@ -21,7 +21,7 @@ from semo_sdk.engines.compile import compile_graph
 from semo_sdk.engines.draft import draft, harmful
 from semo_sdk.engines.plan import LARGEST, GraphPlan, profile
 from semo_sdk.engines.quantize import Linear, linear_layers, observe, open_session, quantize, run
-from semo_sdk.errors import AudioError, BackendUnavailableError
+from semo_sdk.errors import AudioError
 from semo_sdk.media.face import FaceDetector, FaceMesh
 from tests.conftest import TINY
 
@@ -265,14 +265,6 @@ def test_a_photo_and_speech_are_read_and_silence_is_refused(tmp_path: Path) -> N
 
 
 # -- TensorRT-RTX itself, which builds without a GPU
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Flavour:
-    try:
-        return load_flavour("tensorrt_rtx")
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(("precision", "element"), [("int8", "int8"), ("fp8", "float8_e4m3fn")])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from semo_sdk import cli
 from semo_sdk.backends.base import Engine, GraphSpec, graph_specs
 from semo_sdk.backends.engine_files import Attempt
-from semo_sdk.backends.tensorrt_api import Flavour, Gpu, gpu, load_flavour
+from semo_sdk.backends.tensorrt_api import Flavour, Gpu, gpu
 from semo_sdk.bundle import Bundle
 from semo_sdk.engines import build as build_module
 from semo_sdk.engines import build_engines
@@ -22,7 +22,7 @@ from semo_sdk.engines.compile import Compiled
 from semo_sdk.engines.draft import Draft
 from semo_sdk.engines.plan import SPARED, GraphPlan
 from semo_sdk.engines.recipes import recipes
-from semo_sdk.errors import BackendUnavailableError, ConfigError, EngineError
+from semo_sdk.errors import ConfigError, EngineError
 from tests.conftest import TINY
 from tests.test_engines import H100, Machine
 from tests.toy_bundle import toy_bundle
@@ -131,14 +131,6 @@ def test_an_engine_without_a_product_in_the_precision_is_an_error() -> None:
 
 
 # -- TensorRT-RTX itself, which builds without a GPU
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Flavour:
-    try:
-        return load_flavour("tensorrt_rtx")
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
 
 
 def test_the_command_takes_int8_and_what_to_calibrate_with(toy: Bundle, rtx: Flavour, tmp_path: Path) -> None:

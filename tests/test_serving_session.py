@@ -30,6 +30,18 @@ def test_without_speech_there_is_idle_motion_at_25_frames_a_second(world: World)
     assert len(np.unique(pixels(items).reshape(75, -1), axis=0)) == 75  # it moves
 
 
+def test_where_a_session_begins_does_not_move_while_frames_wait(world: World) -> None:
+    session = world.open()
+    world.work()  # frames are made before anybody has asked where they begin
+    assert session.state.time > session.begins == 0.0
+    world.play(1, session)
+    saved = session.save()
+    resumed = world.open(state=saved)
+    world.work()
+    (items,) = world.play(1, resumed)
+    assert resumed.begins == saved.time == frames(items)[0].index / FPS > 0
+
+
 def test_idle_is_silence_through_the_generator(world: World) -> None:
     (items,) = world.play(1, world.open(seed=5))
     begin = StreamState.start(LIGHT, world.reference.motion[0], latency="low", seed=5)

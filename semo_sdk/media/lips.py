@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from semo_sdk.constants import LOWER_LIPS, UPPER_LIPS
+
 __all__ = ["close_lips", "lip_gap"]
 
-# Columns from the right corner of the mouth to the left one, in MediaPipe's numbers.
-OUTER_UPPER = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291)
-OUTER_LOWER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291)
-INNER_UPPER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
-INNER_LOWER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
+OUTER_UPPER, OUTER_LOWER = UPPER_LIPS[0], LOWER_LIPS[0]
+INNER_UPPER, INNER_LOWER = UPPER_LIPS[-1], LOWER_LIPS[-1]
 
 CLOSED, WIDE = 0.01, 0.15  # gap in face heights: below the first lips touch, above the second no lip reaches the other
 UPPER_SHARE = 1 / 3  # of the gap that the upper lip closes

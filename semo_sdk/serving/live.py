@@ -243,7 +243,7 @@ class Connection:
     async def _write(self) -> Ending:
         begun = due = time.monotonic()
         warned = False
-        told, shown, state = begun, 0, self._session.state
+        told, shown = begun, 0
         await self._wire.send_event(
             {
                 "type": "session.started",
@@ -251,8 +251,8 @@ class Connection:
                 "fps": self._session.fps,
                 "width": IMAGE_SIZE,
                 "height": IMAGE_SIZE,
-                "frames_per_pass": state.hop,
-                "position": state.time,
+                "frames_per_pass": self._session.hop,
+                "position": self._session.begins,
             }
         )
         while True:

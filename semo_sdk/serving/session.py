@@ -58,6 +58,7 @@ class LiveSession:
         kind: of its passes.
         fps: frames shown in a second, 25 or 12.5.
         opened: when, in seconds of the engine's clock.
+        begins: where its first frame lies, in seconds of its own timeline: not 0 for one that goes on from a state.
         first_frame: seconds from the first sound of the last utterance to its first frame taken; None before.
     """
 
@@ -77,7 +78,7 @@ class LiveSession:
         self.hop = state.hop
         self.kind = Kind(state.hop, every)
         self.fps = FPS / every
-        self.opened = clock()
+        self.opened, self.begins = clock(), state.time
         self.first_frame: float | None = None
         self._turn, self._clock, self._pace, self._observer, self._left = turn, clock, pace, observer, left
         self._state = state.drop()

@@ -35,23 +35,7 @@ STABLE = np.array(
     [10, 109, 338, 67, 297, 103, 332, 54, 284, 21, 251, 162, 389, 127, 356, 151, 9, 8, 168, 6, 197, 195, 5, 4]
     + [33, 133, 362, 263, 108, 337, 69, 299, 104, 333, 68, 298, 71, 301, 139, 368, 34, 264, 143, 372]
 )
-# Four rings of lips from the outside in, eleven columns from the right corner to the left one.
-UPPER_LIPS = np.array(
-    [
-        [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291],
-        [76, 184, 74, 73, 72, 11, 302, 303, 304, 408, 306],
-        [62, 183, 42, 41, 38, 12, 268, 271, 272, 407, 292],
-        [78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308],
-    ]
-)
-LOWER_LIPS = np.array(
-    [
-        [61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291],
-        [76, 77, 90, 180, 85, 16, 315, 404, 320, 307, 306],
-        [62, 96, 89, 179, 86, 15, 316, 403, 319, 325, 292],
-        [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308],
-    ]
-)
+UPPER_LIPS, LOWER_LIPS = np.array(constants.UPPER_LIPS), np.array(constants.LOWER_LIPS)
 LIPS = np.unique(np.concatenate([UPPER_LIPS.ravel(), LOWER_LIPS.ravel()]))
 INNER_UPPER, INNER_LOWER = UPPER_LIPS[3], LOWER_LIPS[3]
 INNER_LIPS = np.concatenate([INNER_UPPER, INNER_LOWER[-2:0:-1]])  # closed polygon
