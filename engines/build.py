@@ -141,7 +141,7 @@ def build_engines(
         if found is not None:
             return BuildReport(folder, found, reused=True)
     started = perf_counter()
-    drafts = draft_graphs(bundle, precision, calibration) if calibration else {}
+    drafts = draft_graphs(bundle, precision, calibration, progress=progress) if calibration else {}
     runs_here = device_here is not None and device_here.compute_capability in device.compute_capabilities
     samples = _samples(bundle, min(2, sessions)) if runs_here else None
     timings = folder.parent / f"timing-{re.sub('[^A-Za-z0-9.]+', '-', f'{flavour.version}-{device.gpu}')}.cache"

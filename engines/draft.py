@@ -40,27 +40,35 @@ class Draft:
     attempt: Attempt
 
 
-def draft_graphs(bundle: Bundle, precision: str, calibration: Calibration) -> dict[str, Draft]:
+def draft_graphs(
+    bundle: Bundle, precision: str, calibration: Calibration, *, progress: bool = False
+) -> dict[str, Draft]:
     """Quantises the graphs of a bundle.
 
     Args:
         bundle: where the graphs come from.
         precision: "int8" or "fp8".
         calibration: inputs that the model meets.
+        progress: show on stderr which graph is tried, and how many runs that took.
 
     Raises:
         BundleError: the bundle lacks a float16 graph.
         MissingDependencyError: the package onnx or onnxruntime is missing.
         EngineError: ONNX Runtime cannot run a graph.
     """
-    recording = record_bundle(bundle, calibration)
+    from tqdm import tqdm
+
     drafts = {}
-    for name, spec in graph_specs(bundle.config).items():
-        if name in SPARED:
-            drafts[name] = Draft(None, Attempt(precision=precision, passed=False, detail=SPARED[name]))
-        else:
-            model, folder = read_graph(bundle, name)
-            drafts[name] = draft(model, folder, spec, precision, recording.seen[name], recording.held_out[name])
+    with tqdm(desc=f"{precision}: the model speaks", unit="run", leave=False, disable=not progress) as bar:
+        recording = record_bundle(bundle, calibration)
+        for name, spec in graph_specs(bundle.config).items():
+            if name in SPARED:
+                drafts[name] = Draft(None, Attempt(precision=precision, passed=False, detail=SPARED[name]))
+            else:
+                bar.set_description(f"{precision}: {name} is tried")
+                model, folder = read_graph(bundle, name)
+                pairs = recording.seen[name], recording.held_out[name]
+                drafts[name] = draft(model, folder, spec, precision, *pairs, tick=bar.update)
     return drafts
 
 
@@ -96,7 +104,13 @@ def read_graph(bundle: Bundle, name: str) -> tuple[Any, Path]:
 
 
 def draft(
-    model: Any, folder: Path, spec: GraphSpec, precision: str, seen: Sequence[Pair], held_out: Sequence[Pair]
+    model: Any,
+    folder: Path,
+    spec: GraphSpec,
+    precision: str,
+    seen: Sequence[Pair],
+    held_out: Sequence[Pair],
+    tick: Callable[[], object] = lambda: None,
 ) -> Draft:
     """Quantises one graph if that is worth it and its numbers are right.
 
@@ -107,6 +121,7 @@ def draft(
         precision: "int8" or "fp8".
         seen: launches to calibrate with, in float32.
         held_out: launches to check with.
+        tick: called after each run of a quantised graph.
     """
 
     def refused(detail: str) -> Draft:
@@ -131,7 +146,9 @@ def draft(
 
     def excess(some: Sequence[Linear]) -> float:
         session = open_session(quantize(model, folder, some, observed.peaks, precision), folder)
-        return off(run(session, outputs, feeds), expected)
+        found = run(session, outputs, feeds)
+        tick()
+        return off(found, expected)
 
     spoilers = harmful(layers, excess)
     kept = [layer for layer in layers if layer not in spoilers]

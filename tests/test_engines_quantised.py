@@ -167,9 +167,11 @@ def loosen(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
 def test_a_draft_says_what_it_does(small: Any, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loosen(monkeypatch, precision)
     seen, held_out = launches(small, tmp_path, seed=1), launches(small, tmp_path, seed=2)
-    made = draft(small, tmp_path, SPEC, precision, seen, held_out)
+    ticks: list[int] = []
+    made = draft(small, tmp_path, SPEC, precision, seen, held_out, tick=lambda: ticks.append(1))
     assert made.model is not None and made.attempt.passed and made.attempt.precision == precision
     assert "2 of 2 large linear layers, 78% of operations; on ONNX Runtime: y: mean error" in made.attempt.detail
+    assert ticks
 
 
 def test_a_layer_that_spoils_is_left_out_and_a_graph_that_is_off_stays(

@@ -42,7 +42,7 @@ def with_drafts(monkeypatch: pytest.MonkeyPatch, *, checked: bool = False) -> li
     """
     digests: list[str] = []
 
-    def drafts(bundle: Bundle, precision: str, calibration: Calibration) -> dict[str, Draft]:
+    def drafts(bundle: Bundle, precision: str, calibration: Calibration, *, progress: bool) -> dict[str, Draft]:
         digests.append(calibration.digest)
         no = {name: Draft(None, Attempt(precision=precision, passed=False, detail="no")) for name in SPECS}
         good = Attempt(precision=precision, passed=True, detail="9 of 9 layers")
@@ -137,6 +137,7 @@ def test_the_command_takes_int8_and_what_to_calibrate_with(toy: Bundle, rtx: Fla
     wish = ["build", str(toy.path), "--out", str(tmp_path), "--target", "rtx-portable"]
     asked = CliRunner().invoke(cli.app, [*wish, "--precision", "int8"])
     assert asked.exit_code == 0, asked.stderr
+    assert "int8: render is tried" in asked.stderr  # the bar
     assert f"audio int8: NOT KEPT, {SPARED['audio']}" in asked.stderr
     assert "render int8: NOT KEPT, no linear layer" in asked.stderr
     missing = CliRunner().invoke(cli.app, [*wish, "--precision", "int8", "--calibrate", "no.jpg", "no.wav"])
