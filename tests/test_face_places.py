@@ -100,7 +100,7 @@ def test_the_reference_graph_of_a_guided_model_is_exported(portrait: Portrait, t
     load_face_mesh(model.reader.mesh)
     torch.nn.init.normal_(model.decoder.warp.maps.out.weight)
     spec = graph_specs(model.config)["reference"]
-    image = portrait.crop[None]
+    image = np.stack([portrait.crop, portrait.crop[:, ::-1]])
     expected = graph_modules(model)["reference"](torch.from_numpy(image.copy()))
     graph = export_graph(graph_modules(model.half())["reference"], spec)
     protect_float32(graph)

@@ -38,7 +38,9 @@ def face_places(points: Tensor, canonical: Tensor, size: int) -> Tensor:
     cells = torch.stack([line.expand(size, -1), line[:, None].expand(-1, size)], -1).flatten(0, 1)
     # |a - b|^2 multiplied out: one matrix product instead of a tensor of differences
     square = landmarks.square().sum(-1)[:, None] - 2 * (cells @ landmarks.transpose(1, 2))
-    away = square.amin(-1) + cells.square().sum(-1)
+    # not after the minimum: there OpenVINO 2026.4 fuses the sum with it, and in batches adds along the wrong axis
+    square = square + cells.square().sum(-1, keepdim=True)
+    away = square.amin(-1)
     places = (-square / (2 * SPREAD**2)).softmax(-1) @ canonical[:, :2].float()
     near = (-away.clamp(min=0.0) / (2 * MARGIN**2)).exp()
     phases = torch.cat([places * (2 * math.pi * wave) for wave in WAVES], -1)
