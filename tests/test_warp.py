@@ -7,7 +7,17 @@ import torch
 from semo_sdk.models.graphs import graph_modules
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.models.vae import PatchVae
-from semo_sdk.models.warp import BLINK_LEVER, MOUTH_SIZE, Moved, ReferenceMaps, WarpHead, look_up, move, tinted
+from semo_sdk.models.warp import (
+    BLINK_LEVER,
+    MOUTH_SIZE,
+    Moved,
+    ReferenceMaps,
+    WarpHead,
+    look_up,
+    move,
+    set_lids,
+    tinted,
+)
 from tests.conftest import TINY
 
 
@@ -65,6 +75,14 @@ def test_maps_are_looked_up_where_the_coarse_warp_comes_from() -> None:
         levers = head.levers(pair) + bent
         answer = torch.einsum("nl,lchw->nchw", levers, maps[0, :, :2])
         torch.testing.assert_close(moved.offsets - moved.coarse, look_up(answer, moved.coarse), atol=1e-5, rtol=1e-4)
+
+
+def test_lids_close_by_their_landmarks_alone() -> None:
+    maps, lids = torch.randn(1, *TINY.map_shape), torch.randn(1, 2, *TINY.map_shape[2:])
+    made = set_lids(maps, lids)
+    assert torch.equal(made[:, BLINK_LEVER, :2], lids)
+    made[:, BLINK_LEVER, :2] = maps[:, BLINK_LEVER, :2]
+    assert torch.equal(made, maps)
 
 
 def test_maps_see_places_whatever_level_their_features_have_drifted_to() -> None:

@@ -15,7 +15,7 @@ from semo_sdk.models.motion_decoder import MotionDecoder, make_prior
 from semo_sdk.models.motion_encoder import MotionEncoder
 from semo_sdk.models.motion_generator import MotionGenerator
 from semo_sdk.models.vae import PatchVae, make_vae
-from semo_sdk.models.warp import add_lids
+from semo_sdk.models.warp import set_lids
 from semo_sdk.models.whisper import WhisperEncoder
 
 
@@ -81,7 +81,7 @@ class SemoModel(nn.Module):
             places = face_places(points, self.reader.canonical, self.config.warp_size).to(features.dtype)
             features = features + head.guide(places)
         maps = head.maps(self.whiten(latents), features, places)
-        return features, maps if points is None else add_lids(maps, closing(points, self.config.warp_size))
+        return features, maps if points is None else set_lids(maps, closing(points, self.config.warp_size))
 
     def read_motion(self, frames: Tensor) -> Tensor:
         """Motion tokens (B, T * D) of frames (B, 256, 256, 3) uint8 RGB, without masking (paper, section 3.2)."""

@@ -186,10 +186,12 @@ class ReferenceMaps(nn.Module):
         return self.out(F.gelu(self.norm(x))).unflatten(1, self.shape[:2])
 
 
-def add_lids(maps: Tensor, lids: Tensor) -> Tensor:
-    """Maps (B, levers, channels, S, S) whose blink lever also warps by ``lids`` (B, 2, S, S), see ``eyelids``."""
-    blink = maps[:, BLINK_LEVER]
-    blink = torch.cat([blink[:, :2] + lids.to(maps.dtype), blink[:, 2:]], 1)
+def set_lids(maps: Tensor, lids: Tensor) -> Tensor:
+    """Maps (B, levers, channels, S, S) whose blink lever warps by ``lids`` (B, 2, S, S), see ``eyelids``, and only so.
+
+    What that lever has learned to warp is left out: eyes are read with noise, so the least error is half a blink.
+    """
+    blink = torch.cat([lids.to(maps.dtype), maps[:, BLINK_LEVER, 2:]], 1)
     return torch.cat([maps[:, :BLINK_LEVER], blink[:, None], maps[:, BLINK_LEVER + 1 :]], 1)
 
 
