@@ -3,7 +3,9 @@
 * ``copy_reference`` repeats the photo: the floor.
 * ``vae_round_trip`` encodes and decodes the real frames with the model's own autoencoder: the ceiling.
 * ``puppet`` warps the photo by the *real* frames' landmarks and takes the inside of the mouth from the *real* frames.
-  It is the model's teacher, needs the answer, and is no rival: it says how far a warp alone could come.
+  It is the model's teacher, needs the answer, and is no rival: it says how far a warp by a face's landmarks could come.
+* ``flow_warp`` looks up each pixel of the photo where dense optical flow finds it in the *real* frame: about as far as
+  any warp of one photo could come, that of hair and shoulders too.
 """
 
 from __future__ import annotations
@@ -74,6 +76,28 @@ def puppet_runs() -> bool:
             f"{error.name} is not installed: pip install 'semo-sdk[quality]'", name=error.name
         ) from error
     return True
+
+
+def flow_warp(real: np.ndarray) -> np.ndarray:
+    """The first frame of a video, warped to the others by dense optical flow (DIS).
+
+    Args:
+        real: (n, 256, 256, 3) uint8 RGB.
+
+    Returns:
+        (n, 256, 256, 3) uint8 RGB.
+    """
+    import cv2
+
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in real]
+    x, y = np.meshgrid(np.arange(real.shape[2], dtype=np.float32), np.arange(real.shape[1], dtype=np.float32))
+    frames = []
+    for one in grey:
+        flow = np.asarray(search.calc(one, grey[0], np.zeros((*one.shape, 2), np.float32)))
+        at = x + flow[..., 0], y + flow[..., 1]
+        frames.append(cv2.remap(real[0], *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
+    return np.stack(frames)
 
 
 def puppet_same_person(real: np.ndarray, mesh: np.ndarray) -> np.ndarray:

@@ -188,7 +188,7 @@ class Tools:
         embedder: of faces, None when it cannot run.
         sync: says whether lips and sound belong together, with the networks that can run.
         vae: the model's autoencoder, None when it cannot run.
-        puppet: whether it can run.
+        puppet: whether it can run, and the warp by optical flow.
         metrics: for each name its status, ``"computed"`` or why not, and what it is.
     """
 
@@ -221,6 +221,7 @@ def _load_tools(bundle: Bundle, distances: Sequence[type[Distance]], kinds: Sequ
     embedder = optional("identity", f"cosine and distance of embeddings, {identity.NAME}", identity.FaceEmbedder)
     vae = optional("vae_round_trip", "real frames through the model's autoencoder", lambda: vae_round_trip(bundle))
     puppet = optional("puppet", "warp by the real landmarks, mouth interior of the real frames", puppet_runs)
+    optional("flow_warp", "the first frame, warped by dense optical flow (DIS) of the real frames", puppet_runs)
     return Tools(usable, embedder, SyncScores(meters), vae, bool(puppet), metrics)
 
 

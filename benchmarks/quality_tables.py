@@ -13,6 +13,7 @@ METHODS = {
     "copy_reference": "copy the first frame (floor)",
     "vae_round_trip": "autoencoder round trip (ceiling)",
     "puppet": "puppet (sees the real frames)",
+    "flow_warp": "first frame, warped by optical flow (sees the real frames)",
 }
 GROUPS = {"held_out_clips": "held-out clips of the training speaker", "other_speakers": "other speakers"}
 RECONSTRUCTION = {

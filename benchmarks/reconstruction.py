@@ -14,8 +14,6 @@ from semo_sdk.benchmarks.footage import Footage, face_sharpness, summarise
 from semo_sdk.benchmarks.learned import Distance
 from semo_sdk.benchmarks.pixels import mean_squared_error, psnr, ssim
 
-METHODS = ("model", "copy_reference", "vae_round_trip", "puppet")
-
 Shown = Callable[[Footage, Mapping[str, np.ndarray]], None]
 
 
@@ -34,7 +32,7 @@ def reconstruct(
         footage: the clips.
         animator: engines to use.
         vae: the autoencoder, None when it cannot run here.
-        puppet: whether the puppet can run here.
+        puppet: whether the puppet can run here; the warp by optical flow can then, too.
         distances: the learned metrics that can be computed.
         shown: gets each clip and the methods' frames, for the page.
 
@@ -67,6 +65,7 @@ def _frames_of(
         made["vae_round_trip"] = vae(clip.frames)
     if puppet:
         made["puppet"] = baselines.puppet_same_person(clip.frames, clip.face.mesh)
+        made["flow_warp"] = baselines.flow_warp(clip.frames)
     return made
 
 

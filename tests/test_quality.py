@@ -202,7 +202,7 @@ def test_every_number_is_shown_and_what_is_missing_named() -> None:
     result = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))
     text = quality_tables.details(result)
     for group in result["reconstruction"]["methods"].values():
-        assert {"model", "copy_reference", "vae_round_trip", "puppet"} == set(group)
+        assert {"model", "copy_reference", "vae_round_trip", "puppet", "flow_warp"} == set(group)
     assert text.count("**Reconstruction") == text.count("**Audio-driven") == 2 and "| LPIPS |" not in text
     missing = {name for name, one in result["metrics"].items() if one["status"] != "computed"}
     named = text.partition("Not computed on that machine: ")[2].strip(". \n")
@@ -282,6 +282,7 @@ def test_a_small_run_from_folders_to_a_page(
     assert ceiling["psnr"]["min"] > 45 and ceiling["ssim"]["min"] > 0.99 and ceiling["landmark_error"]["mean"] < 0.01
     assert ceiling["mse_from_copy_to_ceiling"] == 1 and methods["copy_reference"]["mse_from_copy_to_ceiling"] == 0
     assert methods["puppet"]["landmark_error"]["mean"] < 0.5 * methods["copy_reference"]["landmark_error"]["mean"]
+    assert methods["flow_warp"]["mse_from_copy_to_ceiling"] > max(0.5, methods["puppet"]["mse_from_copy_to_ceiling"])
     assert methods["copy_reference"]["difference"] > ceiling["difference"]
     sets = result["generation"]["held_out_clips"]
     assert set(sets) == {"portraits", "same_person", "puppet"} and sets["portraits"]["clips"] == 2

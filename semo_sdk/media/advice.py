@@ -49,7 +49,7 @@ def advise(image: np.ndarray, points: np.ndarray, size: float) -> dict[str, str]
     if _eye_height(points) < SHUT_BELOW:
         found["eyes_closed"] = "the eyes are closed, and will stay closed"
     if _covered(image, points):
-        found["mouth_covered"] = "the mouth seems to be covered: its movement will not be seen"
+        found["mouth_covered"] = "the mouth seems to be covered: it will open on what covers it"
     return found
 
 
