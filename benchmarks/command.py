@@ -31,8 +31,8 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 def label_of(bundle: Bundle) -> str:
     """ "trained weights" or "random weights": a speed measured with random weights says nothing of pictures."""
-    words = " ".join(str(value) for value in bundle.manifest.provenance.values()).lower()
-    known = bundle.manifest.provenance and not words.startswith("random") and "random weights" not in words
+    words = [str(value).lower() for value in bundle.manifest.provenance.values()]
+    known = words and not any(word == "random" or "random weights" in word for word in words)
     return "trained weights" if known else "random weights"
 
 

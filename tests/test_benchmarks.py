@@ -6,12 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from semo_sdk import Animator
-from semo_sdk.benchmarks import compare, latency, lipsync, mouth, report
+from semo_sdk.benchmarks import command, compare, latency, lipsync, mouth, report
 from semo_sdk.benchmarks.lipsync import held_out
 from semo_sdk.benchmarks.sheet import Row, contact_sheet, moments
 from semo_sdk.constants import SAMPLE_RATE
@@ -226,8 +228,8 @@ def test_portraits_without_a_face_are_left_out_and_listed(talking: Path, tmp_pat
     assert [left["portrait"] for left in result["left_out"]] == ["none"]
 
 
-def test_latency_measures_everything_and_names_the_machine() -> None:
-    result = latency.run(EXAMPLES / "portrait.jpg", EXAMPLES / "grid.wav", repeats=1)
+def test_latency_measures_everything_and_names_the_machine(tiny_bundle: Path) -> None:
+    result = latency.run(EXAMPLES / "portrait.jpg", EXAMPLES / "grid.wav", bundle=str(tiny_bundle), repeats=1)
     whole = result["end_to_end"]
     assert whole["frames"] == 75 and whole["video_seconds"] == 3.0
     assert whole["rtf"]["p50"] == pytest.approx(whole["seconds"]["p50"] / 3, rel=0.01)
@@ -250,6 +252,21 @@ def test_latency_refuses_speech_that_is_too_short(tmp_path: Path) -> None:
     short.write_bytes((EXAMPLES / "grid.wav").read_bytes()[:32_044])
     with pytest.raises(InputError, match=r"at least 2\.0 s"):
         latency.run(EXAMPLES / "portrait.jpg", short)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "trained"),
+    [
+        ({}, False),
+        ({"weights": "random"}, False),
+        ({"step": "7", "weights": "random"}, False),
+        ({"statement": "Random weights of the paper's sizes"}, False),
+        ({"step": 7, "recipe": "random truncation of speech"}, True),
+    ],
+)
+def test_random_weights_are_called_so(provenance: dict[str, Any], trained: bool) -> None:
+    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(provenance=provenance))
+    assert command.label_of(bundle) == ("trained weights" if trained else "random weights")
 
 
 def test_a_comparison_names_the_weights_as_the_results_do() -> None:
