@@ -36,7 +36,8 @@ def numbers(result: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
                 yield from numbers(value, (*path, str(key)))
     elif isinstance(result, list):
         for index, value in enumerate(result):
-            name = next((f"{k}={value[k]}" for k in ("batch", "sessions") if k in value), str(index))
+            row = value if isinstance(value, Mapping) else {}
+            name = next((f"{k}={row[k]}" for k in ("batch", "sessions") if k in row), str(index))
             yield from numbers(value, (*path, name))
 
 

@@ -115,7 +115,8 @@ def test_a_player_waits_for_late_frames_and_is_not_blamed_for_its_own_lateness()
 
 def result_of(kind: str = "throughput", **changes: Any) -> dict[str, Any]:
     row = {"batch": 1, "fps": 100.0, "pass_ms": {"mean": 5.0, "p50": 4.0, "count": 9}, "gpu": {}}
-    return {"benchmark": kind, "batches": [row | changes], "fingerprint": {"cpu": {"memory_gib": 4}}}
+    result = {"benchmark": kind, "batches": [row | changes], "fingerprint": {"cpu": {"memory_gib": 4}}}
+    return {**result, "batch_sizes": [0, 3]}  # how many launches of each size: no measurement
 
 
 def test_comparison_knows_which_way_is_better() -> None:
