@@ -9,6 +9,7 @@ and, frame after frame, ``poses`` (T, 6) in pixels of the video and ``coefficien
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ def _cached_portraits(paths: list[Path], cache: Path, workers: int) -> dict[str,
             stored = dict(data)
         if np.array_equal(stored["names"], names):
             return stored
-    rows = _in_parallel(_measure, [(path,) for path in paths], workers)
+    rows = _in_parallel(_measure, [(path,) for path in paths], workers, "portraits")
     stored = {
         "names": names,
         "points": np.stack([points for points, _ in rows]),
@@ -151,13 +152,21 @@ def one_thread_each() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _in_parallel(function: Callable[..., Row], jobs: list[tuple[Path, ...]], workers: int) -> list[Row]:
+def _in_parallel(function: Callable[..., Row], jobs: list[tuple[Path, ...]], workers: int, what: str) -> list[Row]:
     import multiprocessing
 
+    from tqdm import tqdm
+
+    calls = [functools.partial(function, *job) for job in jobs]
+    bar = functools.partial(tqdm, total=len(calls), desc=what, unit="file", leave=False)
     if workers < 2:
-        return [function(*job) for job in jobs]
+        return [call() for call in bar(calls)]
     with one_thread_each(), multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return pool.starmap(function, jobs, chunksize=4)
+        return list(bar(pool.imap(_call, calls, chunksize=4)))
+
+
+def _call(call: Callable[[], Row]) -> Row:
+    return call()
 
 
 def _mirror(meshes: np.ndarray, sizes: np.ndarray, canonical: np.ndarray) -> np.ndarray:
@@ -218,7 +227,7 @@ def prepare_assets(grid_dir: Path, portraits_dir: Path, out_dir: Path, *, worker
         )
     out_dir.mkdir(parents=True, exist_ok=True)
     tracks = [out_dir / "driver" / f"{path.stem}.npy" for path in clips]
-    lost = _in_parallel(_lost, list(zip(clips, tracks, strict=True)), workers)
+    lost = _in_parallel(_lost, list(zip(clips, tracks, strict=True)), workers, "clips")
     good = [lost_frames <= MAX_LOST for lost_frames in lost]
     stored = _cached_portraits(photos, out_dir / "portraits.npz", workers)
     seen = np.isfinite(stored["points"][:, 0, 0])
