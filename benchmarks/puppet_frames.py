@@ -63,7 +63,7 @@ def scores(made: np.ndarray, real: np.ndarray, weight: np.ndarray) -> dict[str, 
     return rows
 
 
-def measure(checkpoint: Path, held: PuppetData, *, draws: int = 2, seed: int = 0) -> dict[str, Any]:
+def measure(checkpoint: Path, held: PuppetData, *, draws: int = 4, seed: int = 0) -> dict[str, Any]:
     """Mean scores of :data:`ROWS` that the model has.
 
     Args:

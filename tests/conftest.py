@@ -44,6 +44,20 @@ Open = Callable[..., Session]
 MAY_BE_MISSING = "no NVIDIA GPU"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, but of those that need the exported model one first and the others last.
+
+    The export takes more than a minute, and the other process must not wait for it.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    longest = sorted(files, key=lambda path: -len(files[path]))
+    waiting = [path for path in longest if any("exported" in getattr(i, "fixturenames", ()) for i in files[path])]
+    order = [*waiting[:1], *(path for path in longest if path not in waiting), *waiting[1:]]
+    items[:] = [item for path in order for item in files[path]]
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With SEMO_ALL_PACKAGES a package that is missing fails the run: its tests would be skipped without a word."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -178,6 +178,19 @@ def test_the_tensorrt_provider_is_told_every_shape() -> None:
     assert rest == ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
+def test_openvino_reads_landmarks_in_float32_also_where_the_cpu_computes_in_float16(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "capabilities", lambda: frozenset({"FP32", "BF16", "FP16"}))
+    for precision, hint in {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}.items():
+        hints = {}
+        for name, spec in graph_specs(bundle.config).items():
+            engine = openvino.OpenVinoEngine(spec, bundle.graph_path(name, "fp32"), precision=precision)
+            hints[name] = engine._settings["INFERENCE_PRECISION_HINT"]
+            engine.close()
+        assert hints == dict.fromkeys(hints, hint) | dict.fromkeys(("audio", "reference", "motion_encoder"), "f32")
+
+
 def test_the_tensorrt_provider_computes_in_float32_what_does_not_survive_float16(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,7 @@ class OpenVinoEngine:
     def __init__(self, spec: GraphSpec, path: Path, *, precision: str = "fp32", threads: int | None = None) -> None:
         self.spec = spec
         self.path = path
-        exact = precision == "bf16" and spec.name in EXACT_GRAPHS
+        exact = spec.name in EXACT_GRAPHS  # float32, whatever the precision: also on CPUs that compute in float16
         self._settings = cpu_settings("fp32" if exact else precision, threads)
         self._lock = threading.Lock()
         self._compiled: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
