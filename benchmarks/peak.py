@@ -148,4 +148,4 @@ def _best(rates: dict[int, float], by: str) -> dict[str, Any]:
     if not rates:
         raise ConfigError("no size was measured")
     size = max(rates, key=lambda s: rates[s])
-    return {"tflops": round(rates[size], 4), "size": size, "by": by}
+    return {"tflops": float(f"{rates[size]:.4g}"), "size": size, "by": by}
