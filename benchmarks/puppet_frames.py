@@ -20,6 +20,7 @@ from semo_sdk.benchmarks.command import deliver
 from semo_sdk.benchmarks.pixels import psnr, sharpness
 from semo_sdk.benchmarks.report import table
 from semo_sdk.constants import IMAGE_SIZE
+from semo_sdk.errors import InputError
 
 if TYPE_CHECKING:
     from semo_sdk.training.data import PuppetData
@@ -132,7 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = parse_settings(TrainConfig, recipe(options.config, "autoencoder"))
     held = open_data(config, options.puppets)[1]
-    assert isinstance(held, PuppetData)
+    if not isinstance(held, PuppetData):
+        raise InputError(f"{options.puppets} holds real videos, whose motion nobody knows: give it rendered puppets")
     result = measure(options.checkpoint, held) | {"fingerprint": fingerprint()}
     deliver(result, options.json, markdown(result))
 

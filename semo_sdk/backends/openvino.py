@@ -42,7 +42,7 @@ class OpenVinoEngine:
     Args:
         spec: the graph's contract.
         path: its ONNX file.
-        precision: arithmetic: "fp32", "bf16" or "fp16".
+        precision: arithmetic: "fp32", "bf16" or "fp16"; of graphs that hear or read landmarks always float32.
         threads: CPU threads; None = all cores that OpenVINO sees.
 
     Raises:
