@@ -1,6 +1,7 @@
 """Two results of the same benchmark side by side: ``semo bench --compare BEFORE.json AFTER.json``.
 
-Every number that both have and of which it is known which way is better is a row: before, after, how many times better.
+Every number that both have and of which it is known which way is better is a row: before, after, how many times better;
+of ``quality``, whose numbers stand beside those of its baselines, what has an aim.
 What got worse by more than the tolerance is marked.
 """
 
@@ -19,6 +20,7 @@ TOLERANCE = 0.05  # of noise between two runs on the same machine
 # The last of these words in a number's path says which way is better.
 LOWER = ("_ms", "_s", "_mib", "rtf", "seconds", "joule", "late", "share_of_one_session", "busy")
 HIGHER = ("fps", "megapixels_per_s", "tflops", "share_of_peak", "carried", "times_naive", "frames_per_s")
+MEANS = ("correlation", "best_correlation", "beyond_rhythm", "detection_rate")  # of lipsync: more is better
 # Of a spread only these are compared: a mean hides what the others show, and a count is no speed.
 SPREAD = ("p50", "p95", "p99")
 SKIPPED = ("fingerprint", "weights", "video_seconds", "hop_ms", "seconds", "joules")
@@ -44,6 +46,8 @@ def numbers(result: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 def direction(path: tuple[str, ...]) -> int:
     """1 where more is better, -1 where less is, 0 where neither is known or the number is not compared."""
     words = list(path)
+    if words[-1] == "mean" and words[-2] in MEANS:
+        return 1
     if words[-1] in ("mean", "count"):
         return 0
     if words[-1] in SPREAD:
@@ -56,6 +60,17 @@ def direction(path: tuple[str, ...]) -> int:
     return 0
 
 
+def _directed(result: Mapping[str, Any]) -> dict[str, tuple[int, float]]:
+    """Name -> which way is better, and value, of what can be compared."""
+    if aims := result.get("targets"):
+        return {
+            row["what"]: (1 if row["target"].startswith(">") else -1, row["measured"])
+            for row in aims
+            if row["measured"] is not None
+        }
+    return {".".join(path): (sign, value) for path, value in numbers(result) if (sign := direction(path))}
+
+
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows with ``what``, ``before``, ``after``, ``better`` (times; below 1 is worse) and ``regression``.
 
@@ -65,18 +80,18 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[st
     kinds = before.get("benchmark"), after.get("benchmark")
     if kinds[0] != kinds[1] or kinds[0] is None:
         raise InputError(f"these are results of {kinds[0]} and {kinds[1]}; compare two of the same benchmark")
-    new = dict(numbers(after))
+    new, old_ones = _directed(after), _directed(before)
     rows = []
-    for path, old in numbers(before):
-        sign = direction(path)
-        if path not in new or not sign or old <= 0 or new[path] <= 0:
+    for path, (sign, old) in old_ones.items():
+        value = new.get(path, (0, 0.0))[1]
+        if old <= 0 or value <= 0:
             continue
-        ratio = (new[path] / old) ** sign
+        ratio = (value / old) ** sign
         rows.append(
             {
-                "what": ".".join(path),
+                "what": path,
                 "before": old,
-                "after": new[path],
+                "after": value,
                 "better": round(ratio, 3),
                 "regression": ratio < 1 - TOLERANCE,
             }
@@ -104,7 +119,7 @@ def markdown(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         gpus = [gpu["name"] for gpu in print_of.get("gpu", [])]
         machine = ", ".join(gpus) or print_of.get("cpu", {}).get("model", "unknown machine")
         heads.append(
-            f"{name}: {result.get('bundle')} ({_label(result)}), {result.get('backend')} "
+            f"{name}: {_model(result)}, {result.get('backend')} "
             f"{result.get('precision')}, {machine}, semo-sdk {print_of.get('semo_sdk')}"
         )
     if rows:
@@ -116,9 +131,14 @@ def markdown(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     return "\n".join([*heads, "", table(["what", "before", "after", "better", ""], lines), "", verdict])
 
 
-def _label(result: Mapping[str, Any]) -> str:
-    """Results of ``latency`` say it beside the provenance, which may speak of random things that are no weights."""
-    return str(result.get("weights_label", result.get("weights")))
+def _model(result: Mapping[str, Any]) -> str:
+    """Its bundle, and where the result says so whether the weights are trained.
+
+    Results of ``latency`` say it beside the provenance, which may speak of random things that are no weights.
+    """
+    name = str(result.get("bundle") or result.get("model", {}).get("name"))
+    label = result.get("weights_label", result.get("weights"))
+    return f"{name} ({label})" if label else name
 
 
 def load(path: Path) -> dict[str, Any]:

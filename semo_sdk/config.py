@@ -138,7 +138,10 @@ class SemoConfig(Strict):
 
     @property
     def map_shape(self) -> tuple[int, int, int, int]:
-        """The warp head's maps of a reference: levers, channels (offsets, place in a mouth, tint, opacity), cells."""
+        """The warp head's maps of a reference: levers, channels (offsets, place in a mouth, tint, opacity), cells.
+
+        With ``reader="mesh"`` one lever's channels are lines of the eyes, see :mod:`semo_sdk.models.eyelids`.
+        """
         return self.decoder.warp_levers, 2 + 2 + 4 + PAINT_SCALE**2, self.warp_size, self.warp_size
 
     @property

@@ -57,6 +57,12 @@ def test_what_the_mesh_says(good: Portrait) -> None:
     assert "60 pixels" in advise(crop, points, 60.0)["small"]
 
 
+def test_a_photo_that_ends_at_the_face(good: Portrait) -> None:
+    low, high = good.landmarks.points[:, :2].min(0).astype(int), good.landmarks.points[:, :2].max(0).astype(int)
+    close = find_portrait(np.ascontiguousarray(good.photo[low[1] - 20 : high[1] + 20, low[0] - 20 : high[0] + 20]))
+    assert list(close.advice) == ["cut_off"]
+
+
 def test_the_animator_says_it(caplog: pytest.LogCaptureFixture) -> None:
     photo = Image.open(EXAMPLES / "portrait.jpg").convert("RGB")
     face = find_portrait(np.asarray(photo)).face.size

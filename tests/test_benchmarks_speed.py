@@ -132,6 +132,27 @@ def test_comparison_knows_which_way_is_better() -> None:
         compare.compare(before, result_of("sessions"))
 
 
+def test_comparison_of_pictures_and_lips() -> None:
+    def aims(psnr: float, lag: float) -> dict[str, Any]:
+        rows = [("PSNR", ">= 29", psnr), ("lag", "<= 1", lag), ("identity", ">= 0.85", None)]
+        targets = [{"what": what, "target": target, "measured": value} for what, target, value in rows]
+        return {"benchmark": "quality", "model": {"name": "mine"}, "clip_seconds": 3.0, "targets": targets}
+
+    rows = {row["what"]: row for row in compare.compare(aims(30.0, 0.5), aims(33.0, 0.8))}
+    assert set(rows) == {"PSNR", "lag"}
+    assert not rows["PSNR"]["regression"] and rows["lag"]["regression"]
+    assert "before: mine, " in compare.markdown(aims(30.0, 0.5), aims(33.0, 0.8))
+    lips = [
+        {
+            "benchmark": "lipsync",
+            "summary": {"correlation": {"mean": mean, "min": 0.1}, "amplitude_ratio": {"mean": mean}},
+        }
+        for mean in (0.8, 0.6)
+    ]
+    (row,) = compare.compare(*lips)
+    assert row["what"] == "summary.correlation.mean" and row["regression"]
+
+
 def test_comparison_from_the_command_line(tmp_path: Path) -> None:
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path, fps in zip(paths, (100.0, 50.0), strict=True):

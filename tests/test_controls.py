@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semo_sdk.errors import ConfigError
-from semo_sdk.pipeline.controls import BLINK_EVERY, LID_RESPONSE, OVERSHOOT, adjust, check_controls, eye_closure
+from semo_sdk.pipeline.controls import BLINK_EVERY, CLOSED, adjust, check_controls, eye_closure
 from semo_sdk.pipeline.reference import Reference
 
 WIDTH = 32
@@ -46,12 +46,18 @@ def test_head_motion_scales_the_distance_from_the_portrait(reference: Reference)
 
 
 def test_a_blink_closes_the_eyes_and_opens_them_again(reference: Reference) -> None:
-    tokens = np.zeros((BLINK_EVERY, WIDTH), np.float32)
+    tokens = np.repeat(reference.motion[0], BLINK_EVERY, 0)
     eyes = controls(reference)[6]
-    closure = shown(tokens, reference, blink=1.0) @ eyes / np.square(eyes).sum()
-    assert closure.min() == 0 and abs(closure.max() - OVERSHOOT) < 1e-5 and closure[0] == closure[-1] == 0
-    weak = shown(tokens, reference, blink=0.4) @ eyes / np.square(eyes).sum()
-    np.testing.assert_allclose(weak, 0.4**LID_RESPONSE * closure, atol=1e-6)
+
+    def closed(tokens: np.ndarray, blink: float) -> np.ndarray:
+        made = shown(tokens, reference, blink=blink) - reference.motion[0]
+        return np.asarray(made @ eyes / np.square(eyes).sum())
+
+    closure = closed(tokens, 1.0)
+    assert closure.min() == 0 and abs(closure.max() - CLOSED) < 1e-5 and closure[0] == closure[-1] == 0
+    np.testing.assert_allclose(closed(tokens, 0.4), 0.4 * closure, atol=1e-6)
+    wide = closed(tokens - 0.3 * eyes, 1.0)
+    np.testing.assert_allclose(wide[closure == closure.max()], CLOSED, atol=1e-5)  # however wide they were open
 
 
 def test_blinks_depend_on_seed_and_frame_alone() -> None:

@@ -15,9 +15,9 @@ from semo_sdk.config import preset  # noqa: E402
 from semo_sdk.constants import UPPER_LIDS  # noqa: E402
 from semo_sdk.media.face import FaceTracker  # noqa: E402
 from semo_sdk.media.image import Portrait  # noqa: E402
-from semo_sdk.models.eyelids import closing  # noqa: E402
+from semo_sdk.models.eyelids import MOST, close_eyes, eye_lines  # noqa: E402
 from semo_sdk.models.face_mesh import MESH, FaceReader  # noqa: E402
-from semo_sdk.models.warp import move  # noqa: E402
+from semo_sdk.models.warp import enlarge, move  # noqa: E402
 from semo_sdk.training.puppet_dataset import motion_target, pose_of  # noqa: E402
 from semo_sdk.training.reader import load_face_mesh, relative, ridge  # noqa: E402
 
@@ -98,20 +98,43 @@ def test_half_precision_leaves_the_reader_alone(reader: FaceReader, portrait: Po
         torch.testing.assert_close(half(image), exact, atol=0, rtol=0)
 
 
+def closing(lines: torch.Tensor, closure: float) -> torch.Tensor:
+    skin, there = (enlarge(part, 256) for part in close_eyes(lines, torch.tensor([closure])))
+    return skin * there.clamp(0, 1)
+
+
 def test_eyes_close_where_the_landmarks_are(reader: FaceReader, portrait: Portrait) -> None:
     image = torch.from_numpy(portrait.crop)[None]
     with torch.no_grad():
         points = reader.landmarks(image)
-        offsets = closing(points, 64)
+        offsets = closing(eye_lines(points, 64), 1.0)
         closed = move(image.float().permute(0, 3, 1, 2), offsets)[0].permute(1, 2, 0).round().clamp(0, 255)
     eyes = points[0, [*UPPER_LIDS[0], *UPPER_LIDS[1]], :2]
-    line = (torch.arange(64) + 0.5) * 4
-    cells = torch.stack([line.expand(64, -1), line[:, None].expand(-1, 64)], -1)
+    line = torch.arange(256) + 0.5
+    cells = torch.stack([line.expand(256, -1), line[:, None].expand(-1, 256)], -1)
     far = torch.cdist(cells.flatten(0, 1), eyes).amin(1) > 40
     assert not offsets[0].flatten(1)[:, far].any()
-    assert offsets[0, 1].min() < -2 / 128 and offsets[0, 1].max() < 0.5 / 128  # skin comes from above
+    assert offsets[0, 1].min() < -4 / 128 and offsets[0, 1].max() < 0.5 / 128  # skin comes from above
     aspect = follow(np.stack([portrait.crop, closed.numpy().astype(np.uint8)])).eye_aspect
     assert aspect[1] < 0.85 * aspect[0]
+
+
+def test_a_lid_slides_over_an_eye_that_stays(reader: FaceReader, portrait: Portrait) -> None:
+    with torch.no_grad():
+        points = reader.landmarks(torch.from_numpy(portrait.crop)[None])
+    lines = eye_lines(points, 64)
+    below_fold, lid_skin, opening, x, y = enlarge(lines, 256).unbind(1)
+    below_lid, below_eye = below_fold - lid_skin, below_fold - lid_skin - opening
+    inside = (below_lid > 1) & (below_eye < -1) & (x.abs() + y.abs() > 0.9)
+
+    shares = []
+    for closure in (-1.0, 0.0, 0.25, 0.5, 0.75, 1.0):
+        made = closing(lines, closure)[:, 1]
+        assert not made[below_eye > 2].any(), "the lower lid and what is below it stay"
+        shares.append(float((made[inside] != 0).float().mean()))
+    assert shares[0] == shares[1] == 0 and shares[-1] == 1, "eyes open no wider, and close wholly"
+    assert np.all(np.diff(shares[1:]) > 0) and 0.3 < shares[3] < 0.8, "the rest of the eye is as it was"
+    assert torch.equal(closing(lines, 3.0), closing(lines, MOST))
 
 
 def test_another_network_file_is_refused(tmp_path: Path) -> None:

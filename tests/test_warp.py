@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from semo_sdk.models.eyelids import LINES
 from semo_sdk.models.graphs import graph_modules
 from semo_sdk.models.semo import SemoModel
 from semo_sdk.models.vae import PatchVae
@@ -13,6 +14,7 @@ from semo_sdk.models.warp import (
     Moved,
     ReferenceMaps,
     WarpHead,
+    enlarge,
     look_up,
     move,
     set_lids,
@@ -29,6 +31,13 @@ def test_warp_moves_the_image_against_the_offsets() -> None:
     torch.testing.assert_close(move(image, shift)[..., :-10], image[..., 10:], atol=1e-3, rtol=0)
 
 
+def test_enlarging_is_bilinear() -> None:
+    field = torch.randn(2, 3, 64, 64)
+    for size in (64, 128, 256):
+        resized = torch.nn.functional.interpolate(field, size=(size, size), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(enlarge(field, size), resized, atol=1e-5, rtol=0)
+
+
 def test_a_mouth_covers_only_where_the_head_is_sure() -> None:
     image = torch.rand(1, 3, 256, 256) * 2 - 1
     vae = PatchVae()
@@ -40,7 +49,7 @@ def test_a_mouth_covers_only_where_the_head_is_sure() -> None:
     mouth[:, 0, :, : MOUTH_SIZE[1] // 2] = -1.0
     place = torch.linspace(-1, 1, 64).expand(1, 2, 64, 64).clone()
     tint = torch.tensor([[-0.25, -0.25, -0.25, 0.0]])
-    painted = vae.decode(vae.warp(vae.encode(image), Moved(still, still, place, tint, logit, mouth)))
+    painted = vae.decode(vae.warp(vae.encode(image), Moved(still, still, None, place, tint, logit, mouth)))
     torch.testing.assert_close(painted[:, :, :116], image[:, :, :116], atol=1e-4, rtol=0)
     left, right = painted[0, :, 124:132, 85:120], painted[0, :, 124:132, 135:170]
     torch.testing.assert_close(left, torch.tensor([-1.0, -0.25, -0.25])[:, None, None].expand_as(left))
@@ -78,10 +87,10 @@ def test_maps_are_looked_up_where_the_coarse_warp_comes_from() -> None:
 
 
 def test_lids_close_by_their_landmarks_alone() -> None:
-    maps, lids = torch.randn(1, *TINY.map_shape), torch.randn(1, 2, *TINY.map_shape[2:])
-    made = set_lids(maps, lids)
-    assert torch.equal(made[:, BLINK_LEVER, :2], lids)
-    made[:, BLINK_LEVER, :2] = maps[:, BLINK_LEVER, :2]
+    maps, lines = torch.randn(1, *TINY.map_shape), torch.randn(1, LINES, *TINY.map_shape[2:])
+    made = set_lids(maps, lines)
+    assert torch.equal(made[:, BLINK_LEVER, :LINES], lines) and not made[:, BLINK_LEVER, LINES:].any()
+    made[:, BLINK_LEVER] = maps[:, BLINK_LEVER]
     assert torch.equal(made, maps)
 
 

@@ -14,6 +14,7 @@ from semo_sdk.media.face import LEFT_EYE, RIGHT_EYE, mouth_opening
 SOFT_BELOW = 96.0  # pixels of the photo from the brows to the chin
 TURNED_FROM = 22.0  # degrees
 OPEN_FROM = 0.15  # gap between the lips over the distance of the eyes' outer corners
+BEYOND_FROM = 0.05  # how far the crop reaches beyond the photo, over its side
 SHUT_BELOW = 0.12  # height of an eye over its width
 COVERED_FROM = 17.0  # colour difference between what is below and what is above the middle of the nose
 ALIKE_BELOW = 6.0  # colour difference between lips and chin under a mask
@@ -28,20 +29,26 @@ LOWER_FACE = ((4, 5, 1, 19), (199, 200, 175), (0, 17, 37, 267, 84, 314))  # tip 
 EYES = ((159, 145, 33, 133), (386, 374, 263, 362))  # middle of the upper and the lower lid, corners
 
 
-def advise(image: np.ndarray, points: np.ndarray, size: float) -> dict[str, str]:
+def advise(image: np.ndarray, points: np.ndarray, size: float, beyond: float = 0.0) -> dict[str, str]:
     """What would make a better portrait, nothing for a good one.
 
     Args:
         image: (256, 256, 3) uint8 RGB crop.
         points: (478, 3) mesh of the face in the crop's pixels.
         size: the face in the photo, pixels from the brows to the chin.
+        beyond: how far the crop reaches beyond the photo, over its side.
 
     Returns:
-        A sentence each for ``small``, ``turned``, ``mouth_open``, ``eyes_closed`` and ``mouth_covered``, if it applies.
+        A sentence each for ``small``, ``cut_off``, ``turned``, ``mouth_open``, ``eyes_closed``, ``mouth_covered``, if
+        it applies.
     """
     found = {}
     if size < SOFT_BELOW:
         found["small"] = f"the face has {size:.0f} pixels in the photo, and the video will be soft: take a larger photo"
+    if beyond > BEYOND_FROM:
+        found["cut_off"] = (
+            "the photo ends near the face, and what is beyond it will be a blur: leave room around the head"
+        )
     if (turn := _turn(points)) > TURNED_FROM:
         found["turned"] = f"the face is turned by about {turn:.0f} degrees: one from the front moves better"
     if mouth_opening(points) > OPEN_FROM:

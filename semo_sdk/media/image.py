@@ -20,9 +20,11 @@ from semo_sdk.media.lips import close_lips
 from semo_sdk.media.paste import Paster
 from semo_sdk.media.photo import load_image
 
-__all__ = ["Portrait", "crop_square", "face_square", "find_portrait", "load_image", "paste_back"]
+__all__ = ["Portrait", "crop_square", "face_square", "find_portrait", "load_image", "paste_back", "square_inside"]
 
 MIN_FACE = 48  # pixels: the longer side of the box from the brows to the chin
+LEAST_CROP = 1.6  # face heights: no tighter square for want of room, training had none
+MOST_SHIFT = 1 / 16  # of its side: no further off the face for want of room, nor had training
 RIVAL_AREA = 0.6  # a second face with more than this share of the first one's area makes the choice ambiguous
 
 
@@ -69,7 +71,10 @@ class Portrait:
     @cached_property
     def advice(self) -> dict[str, str]:
         """What would make a better portrait, see :func:`~semo_sdk.media.advice.advise`; empty for a good one."""
-        return advise(self.crop, self.mesh, self.face.size)
+        height, width = self.photo.shape[:2]
+        x, y, side = self.box
+        beyond = max(-x, -y, x + side - width, y + side - height) / side
+        return advise(self.crop, self.mesh, self.face.size, beyond)
 
     @cached_property
     def paster(self) -> Paster:
@@ -103,6 +108,30 @@ def face_square(points: np.ndarray, scale: float) -> tuple[float, float, float]:
     low, high = points[:, :2].min(0).astype(float), points[:, :2].max(0).astype(float)
     side = scale * float(high[1] - low[1])
     x, y = (low + high) / 2 - side / 2
+    return float(x), float(y), side
+
+
+def square_inside(points: np.ndarray, scale: float, size: tuple[int, int]) -> tuple[float, float, float]:
+    """:func:`face_square`, inside the photo as far as the models allow: what is beyond its edges is made up.
+
+    A photo without room makes the square smaller, down to 1.6 face heights, and moves it, by up to a sixteenth of its
+    side.
+
+    Args:
+        points: (n, 2 or 3) face mesh in pixels.
+        scale: side of the square in face heights.
+        size: width and height of the photo in pixels.
+
+    Returns:
+        x0, y0, side.
+    """
+    wanted = face_square(points, scale)
+    least = min(LEAST_CROP / scale, 1) * wanted[2]
+    side = min(wanted[2], max(least, float(min(size))))
+    corner = np.array(wanted[:2]) + (wanted[2] - side) / 2
+    room = np.array(size) - side
+    inside = np.clip(corner, np.minimum(room, 0) / 2, np.maximum(room, room / 2))
+    x, y = corner + np.clip(inside - corner, -MOST_SHIFT * side, MOST_SHIFT * side)
     return float(x), float(y), side
 
 
@@ -152,7 +181,8 @@ def find_portrait(photo: np.ndarray, face_index: int | None = None, crop_scale: 
         photo: (H, W, 3) uint8 RGB, as :func:`load_image` gives it.
         face_index: which face when there are several: 0 is the largest. None takes the largest one if no other is
             nearly as large.
-        crop_scale: side of the square crop in face heights, 1.2 to 4.
+        crop_scale: side of the square crop in face heights, 1.2 to 4; less where the photo has no room for that, see
+            :func:`square_inside`.
 
     Returns:
         The portrait. Where its lips were apart they are together now, in the photo as well
@@ -191,7 +221,7 @@ def find_portrait(photo: np.ndarray, face_index: int | None = None, crop_scale: 
         )
     photo, points = close_lips(photo, landmarks.points)
     landmarks = Landmarks(points, landmarks.presence)
-    box = face_square(points, crop_scale)
+    box = square_inside(points, crop_scale, (width, height))
     return Portrait(crop_square(photo, box), photo, box, face, landmarks)
 
 

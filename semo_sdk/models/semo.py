@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from semo_sdk.config import SemoConfig
-from semo_sdk.models.eyelids import closing
+from semo_sdk.models.eyelids import eye_lines
 from semo_sdk.models.face_mesh import FaceReader
 from semo_sdk.models.face_places import face_places
 from semo_sdk.models.motion_decoder import MotionDecoder, make_prior
@@ -63,7 +63,7 @@ class SemoModel(nn.Module):
         return motion, *self.appearance(latents, features, points)
 
     def appearance(self, latents: Tensor, features: Tensor, points: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the warp head needs of references: features, placed on the face, and maps, with lids that close.
+        """What the warp head needs of references: features, placed on the face, and maps, with the lines of the eyes.
 
         Args:
             latents: (B, C, h, w). features: (B, N, encoder hidden) of their patches. points: (B, 478, 3) landmarks in
@@ -81,7 +81,7 @@ class SemoModel(nn.Module):
             places = face_places(points, self.reader.canonical, self.config.warp_size).to(features.dtype)
             features = features + head.guide(places)
         maps = head.maps(self.whiten(latents), features, places)
-        return features, maps if points is None else set_lids(maps, closing(points, self.config.warp_size))
+        return features, maps if points is None else set_lids(maps, eye_lines(points, self.config.warp_size))
 
     def read_motion(self, frames: Tensor) -> Tensor:
         """Motion tokens (B, T * D) of frames (B, 256, 256, 3) uint8 RGB, without masking (paper, section 3.2)."""

@@ -39,7 +39,7 @@ class Vae(Float32Buffers, ABC):
 
     def warp(self, latents: Tensor, moved: Moved) -> Tensor:
         """Latents (B, C, h, w) moved by a warp. Learned latents have no colours: the mouth is left to the flow."""
-        return move(latents, moved.offsets)
+        return move(latents, moved.field(latents.shape[-1]))
 
 
 def _dct(n: int) -> Tensor:
@@ -83,7 +83,7 @@ class PatchVae(Vae):
     def warp_pixels(self, latents: Tensor, moved: Moved, frames: int) -> Tensor:
         """Pixels (B, frames, 3, 256, 256) float32 of an image (B, C, h, w), moved, with the mouth laid over it."""
         image = self.decode(latents.float()).unsqueeze(1).expand(-1, frames, -1, -1, -1).flatten(0, 1)
-        return cover(move(image, moved.offsets), moved).unflatten(0, (latents.shape[0], frames))
+        return cover(move(image, moved.field(image.shape[-1])), moved).unflatten(0, (latents.shape[0], frames))
 
 
 class _TinyBlock(nn.Module):

@@ -5,8 +5,9 @@ in two stages, because head and features move in different ways:
 
 1. a transformer that sees the pair of motions moves the head: a coarse backward warp, as if the expression stayed;
 2. *maps* of the reference, made once per portrait by a convolutional network at quarter size, say how each place of it
-   answers to a few *levers*, numbers read from the motions. Lips and lids move nearly linearly, and a map can follow
-   the line between two lips to a pixel.
+   answers to a few *levers*, numbers read from the motions. Lips move nearly linearly, and a map can follow the line
+   between two lips to a pixel. Where landmarks are known, one of the maps holds the lines of the eyes instead, and
+   :mod:`~semo_sdk.models.eyelids` closes them.
 
 A map is looked up at the place where the coarse warp comes from, so it need not know where the head has gone.
 
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semo_sdk.config import PAINT_SCALE, SemoConfig
+from semo_sdk.models.eyelids import LINES, close_eyes
 from semo_sdk.models.face_places import PLACES
 from semo_sdk.models.layers import AdaBlock, LayerNorm, grid_embedding, unpatchify
 
@@ -39,7 +41,9 @@ class Moved(NamedTuple):
 
     Attributes:
         coarse: (B * n, 2, S, S) backward offsets of the head alone.
-        offsets: (B * n, 2, S, S) all backward offsets, x and y.
+        offsets: (B * n, 2, S, S) all backward offsets but those of closing eyes, x and y.
+        lids: (B * n, 2, S, S) and (B * n, 1, S, S), see :func:`~semo_sdk.models.eyelids.close_eyes`; None without
+            landmarks.
         place: (B * n, 2, S, S) x and y in the mouth's picture, its edges at -1 and 1.
         tint: (B * n, 4) what the mouth's colours, from black, are multiplied by, and how colourful it is; both less 1.
         opacity: (B * n, 1, 2 S, 2 S) logit of how much of the mouth shows.
@@ -48,10 +52,19 @@ class Moved(NamedTuple):
 
     coarse: Tensor
     offsets: Tensor
+    lids: tuple[Tensor, Tensor] | None
     place: Tensor
     tint: Tensor
     opacity: Tensor
     mouth: Tensor
+
+    def field(self, size: int) -> Tensor:
+        """All backward offsets (B * n, 2, size, size), float32."""
+        offsets = enlarge(self.offsets, size)
+        if self.lids is None:
+            return offsets
+        skin, there = (enlarge(part, size) for part in self.lids)
+        return offsets + skin * there.clamp(0.0, 1.0)
 
 
 class WarpHead(nn.Module):
@@ -74,7 +87,8 @@ class WarpHead(nn.Module):
         self.respond = nn.Linear(c.hidden, POSE_LEVERS * 2 * self.cells**2)
         self.levers = nn.Linear(pair, c.warp_levers)
         self.bend = nn.Sequential(nn.Linear(pair, c.hidden), nn.SiLU(), nn.Linear(c.hidden, c.warp_levers))
-        # lids answer to how far the eyes are closed, and to nothing else: blinks are rare, a bend learns to undo them
+        self.lids = config.has_controls
+        # how far the eyes are closed is read, not learned: blinks are rare, a bend learns to undo them
         self.register_buffer("bent", (torch.arange(c.warp_levers) != BLINK_LEVER).float(), persistent=False)
         self.maps = ReferenceMaps(config)
         self.guide = Guide(config) if c.warp_guided else None
@@ -103,14 +117,21 @@ class WarpHead(nn.Module):
         pair = torch.cat([reference_motion.expand(-1, frames, -1), motion - reference_motion], dim=-1)
         coarse = self._coarse(appearance, pair)
         levers = self.levers(pair) + self.bent * self.bend(pair)
+        if self.lids:
+            levers = levers * self.bent
         answer = (levers @ maps.flatten(2)).flatten(0, 1).unflatten(1, maps.shape[2:])
         coarse = coarse.float()
         fine, place, tint = look_up(answer[:, :8], coarse).split((2, 2, 4), dim=1)
-        wide = F.interpolate(coarse, scale_factor=PAINT_SCALE, mode="bilinear", align_corners=False)
+        lids = None
+        if self.lids:
+            lines = maps[:, None, BLINK_LEVER, :LINES].expand(-1, frames, -1, -1, -1).flatten(0, 1)
+            closure = (motion - reference_motion) @ self.levers.weight[BLINK_LEVER, motion.shape[-1] :]
+            lids = close_eyes(look_up(lines, coarse), closure.flatten())
+        wide = enlarge(coarse, PAINT_SCALE * coarse.shape[-1])
         logit = look_up(F.pixel_shuffle(answer[:, 8:], PAINT_SCALE), wide)
         shown = F.avg_pool2d(opacity(logit.detach()), PAINT_SCALE) + 1e-4
         tint = (tint * shown).sum((2, 3)) / shown.sum((2, 3))  # one colour: teeth have no green edges
-        return Moved(coarse, coarse + fine, place, tint, logit, self._mouth(motion).flatten(0, 1))
+        return Moved(coarse, coarse + fine, lids, place, tint, logit, self._mouth(motion).flatten(0, 1))
 
     def _mouth(self, motion: Tensor) -> Tensor:
         """(B, n, T * D) -> pictures (B, n, 3, 40, 56)."""
@@ -186,12 +207,13 @@ class ReferenceMaps(nn.Module):
         return self.out(F.gelu(self.norm(x))).unflatten(1, self.shape[:2])
 
 
-def set_lids(maps: Tensor, lids: Tensor) -> Tensor:
-    """Maps (B, levers, channels, S, S) whose blink lever warps by ``lids`` (B, 2, S, S), see ``eyelids``, and only so.
+def set_lids(maps: Tensor, lines: Tensor) -> Tensor:
+    """Maps (B, levers, channels, S, S) that hold ``lines`` (B, 6, S, S) of the eyes in the place of the blink lever's.
 
-    What that lever has learned to warp is left out: eyes are read with noise, so the least error is half a blink.
+    What that lever would learn is left out: eyes are read with noise, so the least error is half a blink.
     """
-    blink = torch.cat([lids.to(maps.dtype), maps[:, BLINK_LEVER, 2:]], 1)
+    rest = torch.zeros_like(maps[:, BLINK_LEVER, LINES:])
+    blink = torch.cat([lines.to(maps.dtype), rest], 1)
     return torch.cat([maps[:, :BLINK_LEVER], blink[:, None], maps[:, BLINK_LEVER + 1 :]], 1)
 
 
@@ -209,22 +231,27 @@ def sample(image: Tensor, place: Tensor, *, mode: str = "bilinear") -> Tensor:
     return F.grid_sample(image.float(), grid, mode=mode, padding_mode="border", align_corners=False)
 
 
-def enlarge(field: Tensor, size: torch.Size) -> Tensor:
-    """(B, C, any, any) -> (B, C, height, width), bilinear, float32."""
-    return F.interpolate(field.float(), size=size, mode="bilinear", align_corners=False)
+def enlarge(field: Tensor, size: int) -> Tensor:
+    """(B, C, S, S) -> (B, C, size, size), bilinear, float32; as two matrix products, which run faster than resizing."""
+    cells = field.shape[-1]
+    if cells == size:
+        return field.float()
+    place = ((torch.arange(size, device=field.device) + 0.5) * (cells / size) - 0.5).clamp(0, cells - 1)
+    hats = (1 - (place[:, None] - torch.arange(cells, device=field.device)).abs()).clamp(min=0.0)
+    return hats @ field.float() @ hats.T
 
 
 def move(image: Tensor, offsets: Tensor) -> Tensor:
-    """(B, C, H, W) moved by backward offsets (B, 2, any, any) in units of half the image side; the image's dtype.
+    """(B, C, H, H) moved by backward offsets (B, 2, any, any) in units of half the image side; the image's dtype.
 
     Bicubic: a bilinear look-up halves the sharpness of a photo that moves by parts of a pixel.
     """
-    return look_up(image, enlarge(offsets, image.shape[-2:]), mode="bicubic").to(image.dtype)
+    return look_up(image, enlarge(offsets, image.shape[-1]), mode="bicubic").to(image.dtype)
 
 
 def cover(image: Tensor, moved: Moved) -> Tensor:
     """Lays the inside of the mouth over an image (B, 3, H, W)."""
-    place, logit = (enlarge(field, image.shape[-2:]) for field in (moved.place, moved.opacity))
+    place, logit = (enlarge(field, image.shape[-1]) for field in (moved.place, moved.opacity))
     return image + opacity(logit) * (sample(tinted(moved.mouth, moved.tint), place) - image)
 
 

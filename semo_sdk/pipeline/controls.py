@@ -17,8 +17,7 @@ __all__ = ["HEAD_MOTION_MAX", "adjust", "changes", "check_controls", "eye_closur
 
 HEAD_MOTION_MAX = 2.0
 BLINK_SHAPE = np.array([0.4, 0.9, 1.0, 1.0, 0.75, 0.4, 0.12])  # closure of the eyes, frame by frame
-OVERSHOOT = 1.25  # of the closing: the landmarks of lids lie a little inside the eye
-LID_RESPONSE = 0.6  # power of the strength: lids follow a small change of the token less than a large one
+CLOSED = 1.1  # closure in a full blink: the landmarks of lids lie a little inside the eye
 BLINK_EVERY = 92  # frames: one blink at a random moment of each such stretch, 16 a minute
 
 
@@ -67,7 +66,8 @@ def adjust(
         moved = (tokens - reference.motion[row]) @ (pose / np.square(pose).sum(1, keepdims=True)).T
         tokens = tokens + (head_motion - 1.0) * (moved @ pose)
     if blink:
-        tokens = tokens + OVERSHOOT * blink**LID_RESPONSE * eye_closure(seed, index, len(tokens))[:, None] * eyes
+        own = (tokens - reference.motion[row]) @ eyes / np.square(eyes).sum()
+        tokens = tokens + (blink * eye_closure(seed, index, len(tokens)) * (CLOSED - own))[:, None] * eyes
     return tokens.astype(np.float32)
 
 

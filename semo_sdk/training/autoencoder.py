@@ -164,7 +164,7 @@ class Stage1(nn.Module):
         astray = ((moved.place - goal).abs().clamp(max=2.0) * near).sum() / (2 * near.sum() + near.shape[-1])
         return {
             "coarse": field_loss(moved.coarse, batch.coarse.flatten(0, 1), weight, COARSE_WEIGHT),
-            "field": field_loss(moved.offsets, batch.field.flatten(0, 1), weight, FIELD_WEIGHT),
+            "field": field_loss(moved.field(moved.offsets.shape[-1]), batch.field.flatten(0, 1), weight, FIELD_WEIGHT),
             "opacity": (wrong * cells).sum() / cells.sum(),
             "mouth": 0.5 * off,
             "place": 0.2 * astray,
