@@ -62,7 +62,8 @@ class Animator(Pretrained):
         backend: ``"auto"``, ``"openvino"``, ``"onnxruntime"`` or ``"torch"``.
         precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``; not every backend has each.
         face_index: which face, when the photo has several: 0 is the largest.
-        crop_scale: side of the square crop in face heights; the model was trained around 2.
+        crop_scale: side of the square crop in face heights, less where the photo has no room; the model was trained
+            around 2.
         threads: CPU threads of the engines; None lets the backend choose.
         provenance: True marks frames, and signs files with a certificate that is made on first use; a
             :class:`~semo_sdk.Signer` signs with yours; False does neither: then saying it is up to you.
