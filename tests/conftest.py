@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from semo_sdk.training.puppet_assets import Assets
     from tests.serving_tools import Running
 
+# Two processes that each spread over all cores wait for each other: training tests took four times as long.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 Open = Callable[..., Session]
